@@ -1,0 +1,35 @@
+"""growth: grow transformers while they train, without changing what they compute."""
+
+from growth.architecture import Architecture, ArchitectureError
+from growth.blueprint import Blueprint, BlueprintError
+from growth.expand import expand
+from growth.planning import GrowthError, GrowthPlan, plan
+from growth.transformations import (
+    Transformation,
+    attention_expansion,
+    compose,
+    head_addition,
+    heads_expansion,
+    hidden_dimension_expansion,
+    layer_addition,
+    mlp_expansion,
+)
+
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "Blueprint",
+    "BlueprintError",
+    "GrowthError",
+    "GrowthPlan",
+    "Transformation",
+    "attention_expansion",
+    "compose",
+    "expand",
+    "head_addition",
+    "heads_expansion",
+    "hidden_dimension_expansion",
+    "layer_addition",
+    "mlp_expansion",
+    "plan",
+]

@@ -1,0 +1,370 @@
+"""`Blueprint`: which parameter of a model has which role, and what its axes are.
+
+A blueprint makes a model that nobody here wrote known to `growth`. It is a list of rules:
+
+    growth.Blueprint([
+        ("embed/table",                            "embedding",     "vocab embed"),
+        ("blocks_{layers}/attn/q_{kv_heads}/kernel", "query",       "embed qk"),
+        ("blocks_{layers}/attn/qkv/kernel", ("query", "key", "value"), "embed (role kv_heads qk)"),
+    ])
+
+A rule's path names the leaves it is about. An axis in braces is an index in the path: one array for
+each layer, or for each head. Any other name in braces stands for any text. Its role is a key of
+`growth.roles.ROLES`, or several, where one array holds several parameters along an axis `role`. Its
+axes read like einops: a name for each dimension of the array, and in parentheses the factors of
+one. `embed kv_heads group qk v mlp layers` are the axes that grow; any other name (vocab, length,
+an integer) is left alone. Where `layers` is an axis and also an index in the path, the array holds
+a run of layers, and the index is its first.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from growth import trees
+from growth.architecture import Architecture
+from growth.roles import AXES, ROLES
+
+# Names that a person may take for an axis that grows. A name that is no axis is left alone, so
+# these would silently not grow.
+_MISNOMERS = {
+    "heads": "(kv_heads group), or kv_heads where every head has its own keys",
+    "num_heads": "(kv_heads group), or kv_heads where every head has its own keys",
+    "num_kv_heads": "kv_heads",
+    "head_dim": "qk or v",
+    "qk_dim": "qk",
+    "v_dim": "v",
+    "mlp_dim": "mlp",
+    "embed_dim": "embed",
+    "hidden": "embed or mlp",
+    "layer": "layers",
+    "num_layers": "layers",
+}
+
+
+class BlueprintError(ValueError):
+    """A blueprint is malformed, or does not fit a tree; the message says where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a blueprint.
+
+    Attributes:
+      path: the pattern, as written.
+      roles: the role of the parameter, or of each parameter that the array holds.
+      dims: for each dimension of the array the names of its factors, outermost first.
+      indices: the names in braces in the path.
+    """
+
+    path: str
+    roles: tuple[str, ...]
+    dims: tuple[tuple[str, ...], ...]
+    indices: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All the factors of all the dimensions, in order."""
+        return tuple(name for dim in self.dims for name in dim)
+
+    def path_of(self, indices: dict[str, Any]) -> str:
+        """The path with these indices."""
+        return self.path.format(**indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """An array that a rule has matched.
+
+    Attributes:
+      rule: the rule.
+      indices: (name, value) for each name in braces: an int for an axis, a text for other names.
+      prefix: what stands before the rule's path: "params/" or nothing.
+      layers: the layers that the array belongs to: one, or a run; empty where it belongs to none.
+    """
+
+    rule: Rule
+    indices: tuple[tuple[str, Any], ...]
+    prefix: str
+    layers: range
+
+    @property
+    def name(self) -> str:
+        """The path as the rule writes it."""
+        return self.rule.path_of(dict(self.indices))
+
+    @property
+    def path(self) -> str:
+        """The path in the tree."""
+        return self.prefix + self.name
+
+    @property
+    def kind(self) -> tuple[Rule, tuple[tuple[str, str], ...]]:
+        """What it has in common with the arrays of other layers, heads, ..."""
+        return self.rule, tuple(item for item in self.indices if item[0] not in AXES)
+
+    @property
+    def path_axes(self) -> dict[str, int]:
+        """The axes that are indices in the path, with their values."""
+        return {name: value for name, value in self.indices if name in AXES}
+
+    def moved(self, layers: range, /, **indices: int) -> "Parameter":
+        """The array of the same kind that belongs to other layers and has other indices."""
+        changed = tuple((name, indices.get(name, value)) for name, value in self.indices)
+        return dataclasses.replace(self, indices=changed, layers=layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """Which path has which role and axes; the notation is explained above.
+
+    Attributes:
+      rules: (path, role, axes) for each kind of parameter.
+
+    Raises:
+      BlueprintError: a rule is malformed; the message quotes it.
+    """
+
+    rules: tuple[tuple[str, str | tuple[str, ...], str], ...]
+
+    def __post_init__(self) -> None:
+        rules = tuple(
+            (path, role if isinstance(role, str) else tuple(role), axes)
+            for path, role, axes in self.rules
+        )
+        object.__setattr__(self, "rules", rules)
+        for rule in rules:
+            _parse(*rule)
+
+    def locate(self, paths: Iterable[str]) -> dict[str, tuple[Rule, dict[str, Any], str]]:
+        """The rule of each path, with the indices in it and what stands before it.
+
+        Raises:
+          BlueprintError: a path is matched by no rule, or by several.
+        """
+        found, problems = {}, []
+        for path in paths:
+            matches = list(self._matches(path))
+            if len(matches) == 1:
+                found[path] = matches[0]
+            elif matches:
+                several = " and ".join(repr(rule.path) for rule, _, _ in matches)
+                problems.append(f"{path}: matched by {several}; one rule must match it")
+            else:
+                problems.append(f"{path}: matched by no rule")
+        _raise(problems)
+        return found
+
+    def parameters(self, tree: Any, architecture: Architecture) -> dict[str, Parameter]:
+        """The parameters of a tree by path, checked against an architecture.
+
+        Empty nodes of the tree are passed over unless a rule matches them.
+
+        Raises:
+          BlueprintError: a parameter is matched by no rule or by several, a shape is not what the
+            architecture says, or a parameter is missing. All that is wrong is listed by path.
+        """
+        leaves = trees.leaves(tree)
+        known = {leaf.path: leaf.value for leaf in leaves if not trees.is_empty(leaf.value)}
+        empty = [leaf.path for leaf in leaves if trees.is_empty(leaf.value)]
+        located = self.locate(known)
+        located |= {path: m[0] for path in empty if len(m := list(self._matches(path))) == 1}
+
+        parameters, problems = {}, []
+        for path, (rule, indices, prefix) in located.items():
+            layers = _layers_of(rule, indices, architecture)
+            parameter = Parameter(rule, tuple(indices.items()), prefix, layers)
+            parameters[path] = parameter
+            if path in known:
+                problems += _shape_problems(parameter, known[path].shape, architecture)
+        problems += _missing(parameters.values(), architecture)
+        _raise(problems)
+        return parameters
+
+    def check(self, tree: Any, architecture: Architecture) -> None:
+        """Checks that this blueprint explains every parameter of a tree.
+
+        Raises:
+          BlueprintError: it does not; all that is wrong is listed by path.
+        """
+        self.parameters(tree, architecture)
+
+    def _matches(self, path: str) -> Iterator[tuple[Rule, dict[str, Any], str]]:
+        for written in self.rules:
+            rule, pattern = _parse(*written)
+            if match := pattern.fullmatch(path):
+                texts = match.groupdict()
+                prefix = texts.pop("prefix_") or ""
+                yield rule, {n: int(t) if n in AXES else t for n, t in texts.items()}, prefix
+
+
+def size(axis: str, architecture: Architecture, layers: range) -> int | None:
+    """The size of an axis in the given layers; None for a name that is no axis.
+
+    An array that belongs to no layer has the sizes that all layers share.
+    """
+    if axis.isdecimal():
+        return int(axis)
+    if axis not in AXES:
+        return None
+    if axis == "embed":
+        return architecture.embed_dim
+    if axis == "layers":
+        return len(layers)
+    layer = architecture.layers[layers.start if layers else 0]
+    return {
+        "kv_heads": layer.num_kv_heads,
+        "group": layer.queries_per_group,
+        "qk": layer.qk_dim,
+        "v": layer.v_dim,
+        "mlp": layer.mlp_dim,
+    }[axis]
+
+
+def role_axis(axis: str, role: str, fused: bool) -> str | None:
+    """What an axis of an array means for one of its roles; None where that role has no such axis.
+
+    In an array that fuses several roles, one list of axes serves all: what is `qk` for queries and
+    keys is `v` for values, and `group` is there for queries only.
+    """
+    if axis not in AXES or axis == "layers" or getattr(ROLES[role], axis):
+        return axis
+    return "v" if fused and axis == "qk" and role == "value" else None
+
+
+@functools.cache
+def _parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.Pattern[str]]:
+    def wrong(why: str) -> BlueprintError:
+        return BlueprintError(f"the rule ({path!r}, {role!r}, {axes!r}): {why}")
+
+    roles = (role,) if isinstance(role, str) else role
+    for name in roles:
+        if name not in ROLES:
+            raise wrong(f"{name!r} is no role; the roles are {', '.join(ROLES)}")
+    if not re.fullmatch(r"(\s*(\w+|\([\w\s]+\)))*\s*", axes):
+        raise wrong("axes are names, and names in parentheses for the factors of one dimension")
+    dims = tuple(tuple(d.strip("()").split()) for d in re.findall(r"\w+|\([\w\s]+\)", axes))
+    indices = tuple(re.findall(r"{(\w+)}", path))
+    rule = Rule(path, roles, dims, indices)
+
+    for name in (*indices, *rule.axes):
+        if name in _MISNOMERS:
+            raise wrong(f"{name!r} is no axis; write {_MISNOMERS[name]}")
+        uses = (rule.axes.count(name), indices.count(name))
+        if not name.isdecimal() and (max(uses) > 1 or (sum(uses) > 1 and name != "layers")):
+            raise wrong(f"the axis {name!r} stands there twice")
+        if name in AXES and not any(role_axis(name, r, len(roles) > 1) for r in roles):
+            raise wrong(f"a parameter of role {role!r} has no axis {name!r}")
+    if ("role" in rule.axes) != (len(roles) > 1):
+        raise wrong("an axis `role` stands there if, and only if, there are several roles")
+    pattern = "".join(
+        (rf"(?P<{part}>\d+)" if part in AXES else rf"(?P<{part}>[^/]+)") if odd else re.escape(part)
+        for odd, part in ((i % 2, p) for i, p in enumerate(re.split(r"{(\w+)}", path)))
+    )
+    return rule, re.compile(f"(?P<prefix_>params/)?{pattern}")
+
+
+def _layers_of(rule: Rule, indices: dict[str, Any], architecture: Architecture) -> range:
+    first = indices.get("layers", 0)
+    if "layers" not in rule.axes:
+        return range(first, first + 1) if "layers" in indices else range(0)
+    if "layers" not in indices:
+        return range(architecture.num_layers)
+    return range(first, first + dict(architecture.runs).get(first, 0))
+
+
+def _shape_problems(
+    parameter: Parameter, shape: tuple[int, ...], architecture: Architecture
+) -> Iterator[str]:
+    rule, layers = parameter.rule, parameter.layers
+    if layers.stop > architecture.num_layers or (
+        "layers" in dict(parameter.indices) and not layers
+    ):
+        starts = ", ".join(str(first) for first, _ in architecture.runs)
+        allowed = f"start at {starts}" if "layers" in rule.axes else "are the only ones"
+        yield (
+            f"{parameter.path}: no layer or run of layers has this index; the architecture has "
+            f"{architecture.num_layers} layers" + (f", whose runs {allowed}" if starts else "")
+        )
+        return
+    for axis, index in parameter.path_axes.items():
+        limit = architecture.num_layers if axis == "layers" else size(axis, architecture, layers)
+        if limit is not None and index >= limit:
+            yield f"{parameter.path}: {axis} is {index}, but the architecture has only {limit}"
+    if len(shape) != len(rule.dims):
+        yield (
+            f"{parameter.path}: shape {shape} has {len(shape)} dimensions, but the rule names "
+            f"{len(rule.dims)}: {_show(rule)}"
+        )
+        return
+    for dim, names in zip(shape, rule.dims, strict=True):
+        expected, open_end = _dim_size(parameter, names, architecture)
+        if dim != expected and not (open_end and dim % expected == 0):
+            yield (
+                f"{parameter.path}: shape {shape} does not fit {_show(rule)}: "
+                f"({' '.join(names)}) is {expected} in the architecture, not {dim}"
+            )
+
+
+def _dim_size(
+    parameter: Parameter, names: tuple[str, ...], architecture: Architecture
+) -> tuple[int, bool]:
+    """The size of a dimension, and whether it has a factor that may be anything."""
+    fused = len(parameter.rule.roles) > 1
+    total, open_end = 0, False
+    per_role = parameter.rule.roles if "role" in names else parameter.rule.roles[:1]
+    for role in per_role:
+        product = 1
+        for name in names:
+            axis = role_axis(name, role, fused)
+            factor = 1 if axis in (None, "role") else size(axis, architecture, parameter.layers)
+            open_end |= factor is None
+            product *= factor or 1
+        total += product
+    return total, open_end
+
+
+def _missing(parameters: Iterable[Parameter], architecture: Architecture) -> Iterator[str]:
+    """Arrays that the path's indices leave out: each index must run from 0 to its size."""
+    kinds: dict[Any, list[Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(parameter.kind, []).append(parameter)
+    for members in kinds.values():
+        present = {parameter.path for parameter in members}
+        for wanted in siblings(members[0], architecture):
+            if wanted.path not in present:
+                yield f"{wanted.path}: missing, though {members[0].path} is there"
+
+
+def siblings(parameter: Parameter, architecture: Architecture) -> Iterator[Parameter]:
+    """All arrays of a parameter's kind that a model of the given architecture has."""
+    rule, axes = parameter.rule, parameter.path_axes
+    if "layers" in axes and "layers" in rule.axes:
+        placed = [
+            parameter.moved(range(first, first + n), layers=first) for first, n in architecture.runs
+        ]
+    elif "layers" in axes:
+        everywhere = range(architecture.num_layers)
+        placed = [parameter.moved(range(i, i + 1), layers=i) for i in everywhere]
+    else:
+        placed = [parameter.moved(_layers_of(rule, {}, architecture))]
+    for axis in axes:
+        if axis != "layers":
+            placed = [
+                member.moved(member.layers, **{axis: index})
+                for member in placed
+                for index in range(size(axis, architecture, member.layers) or 0)
+            ]
+    yield from placed
+
+
+def _show(rule: Rule) -> str:
+    return repr(" ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in rule.dims))
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise BlueprintError("the blueprint does not fit the tree:\n  " + "\n  ".join(shown))

@@ -1,0 +1,1 @@
+"""Commands: flags in, functions called, nothing else."""

@@ -1,0 +1,277 @@
+"""`expand`: carries any tree that belongs to one architecture to a larger one.
+
+One pass over the arrays: what a new entry is stands in `growth.roles`, which entry an array holds
+is said by a blueprint, and the two meet here. Everything is known before the first array is read,
+so the pass is a pure function that can be compiled, with a plan that is static.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from growth import free as free_values
+from growth import layout, trees
+from growth.architecture import Architecture
+from growth.blueprint import Blueprint, BlueprintError, Parameter, siblings, size
+from growth.free import FreeValues
+from growth.layout import Section
+from growth.pieces import Piece, pieces
+from growth.planning import GrowthPlan
+from growth.roles import FREE, MEAN, ROLES, ZERO, fill
+
+
+def expand(
+    tree: Any,
+    plan: GrowthPlan,
+    key: jax.Array | None = None,
+    blueprint: Blueprint | None = None,
+    fresh: Any = None,
+) -> Any:
+    """Carries parameters to the larger architecture of a plan; the function stays the same.
+
+    The result has the structure of `tree` (or of `fresh`, where that is a tree), and the dtype of
+    each array. Old entries that are multiplied are multiplied in float32 (float64 if they are
+    float64) and rounded once. Pure, and compatible with `jax.jit` (`plan` and `blueprint` are
+    static), `jax.eval_shape` and `out_shardings`.
+
+    Args:
+      tree: parameters of `plan.source`, any pytree of arrays.
+      plan: the growth step.
+      key: a PRNG key for free values. Not needed where `fresh` is a tree.
+      blueprint: what the parameters are. None means the reference model, `growth.models`.
+      fresh: where free values come from. A tree: the model's freshly initialized parameters at
+        `plan.target`. "copy": copies of existing units plus noise. None: the initializer of the
+        reference model, at `plan.target`.
+
+    Raises:
+      BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
+      ValueError: `key` or `fresh` is needed and was not given.
+    """
+    if fresh is None and blueprint is not None:
+        raise ValueError(
+            "fresh is None, but only the reference model's initializer is known here: give the "
+            "model's freshly initialized parameters at the target size, or 'copy'"
+        )
+    if isinstance(fresh, str) and fresh != "copy":
+        raise ValueError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
+    if key is None and (fresh is None or isinstance(fresh, str)):
+        raise ValueError("key is needed for free values, unless fresh is a tree of them")
+    if blueprint is None:
+        blueprint = _reference_model().blueprint(plan.source)
+    if fresh is None or isinstance(fresh, str):
+        return _expand(tree, None, key, plan, blueprint, copy=fresh == "copy")
+    return _expand(tree, fresh, None, plan, blueprint, copy=False)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "copy"))
+def _expand(
+    tree: Any,
+    fresh: Any,
+    key: jax.Array | None,
+    plan: GrowthPlan,
+    blueprint: Blueprint,
+    copy: bool,
+) -> Any:
+    free = _free_values(tree, fresh, key, plan, blueprint, copy)
+    grown = grow(tree, plan, blueprint, free)
+    if fresh is None:
+        return grown
+    values = {leaf.path: leaf.value for leaf in trees.leaves(grown)}
+    ordered = [values[leaf.path] for leaf in trees.leaves(fresh)]
+    return jax.tree.unflatten(jax.tree.structure(fresh), ordered)
+
+
+def _free_values(
+    tree: Any,
+    fresh: Any,
+    key: jax.Array | None,
+    plan: GrowthPlan,
+    blueprint: Blueprint,
+    copy: bool,
+) -> FreeValues:
+    """The free values that the arguments of `expand` ask for; see there."""
+    if copy:
+        return free_values.copies(_by_name(tree, blueprint, plan.source), plan, key)
+    if fresh is None:
+        fresh = _reference_model().initial_parameters(plan.target, key)
+    return free_values.from_tree(_by_name(fresh, blueprint, plan.target), plan)
+
+
+def grow(
+    tree: Any, plan: GrowthPlan, blueprint: Blueprint, free: FreeValues, degree: int = 1
+) -> Any:
+    """Carries a tree shaped like the parameters to the larger architecture.
+
+    Args:
+      tree: arrays of `plan.source`'s shapes. Leaves that no rule matches must be empty nodes.
+      plan: the growth step.
+      blueprint: what the arrays are.
+      free: the free values.
+      degree: how the values follow the parameters when these are multiplied by c: they are
+        multiplied by c ** degree. 1 for parameters, whose fixed entries get their fixed values;
+        other trees hold gradients or their squares, and all their new entries come from `free`.
+    """
+    located = blueprint.parameters(tree, plan.source)
+    leaves = trees.leaves(tree)
+    arrays = {located[leaf.path].name: leaf.value for leaf in leaves if leaf.path in located}
+    items, done = [], set()
+    for leaf in leaves:
+        if leaf.path not in located:
+            items.append((leaf.keys, leaf, leaf.value))
+            continue
+        first = located[leaf.path]
+        if first.kind in done:
+            continue
+        done.add(first.kind)
+        _check_group(first, plan)
+        for target in siblings(first, plan.target):
+            keys = trees.with_names(leaf.keys, target.path)
+            if trees.is_empty(leaf.value):
+                items.append((keys, leaf, leaf.value))
+            else:
+                items.append((keys, leaf, _grow_array(target, arrays, plan, free, degree)))
+    return trees.build(items, tree)
+
+
+def _grow_array(
+    target: Parameter,
+    arrays: Mapping[str, jax.Array],
+    plan: GrowthPlan,
+    free: FreeValues,
+    degree: int,
+) -> jax.Array:
+    """One array of the target: each of its sections, put together from pieces."""
+    parts = pieces(target, plan)
+    model = parts[0].source
+    dtype = arrays[model.name].dtype
+    fixed = layout.fixed_sizes(model, arrays[model.name].shape, plan.source)
+    sections = []
+    for number, section in enumerate(layout.sections(target, plan.target, fixed)):
+        grown = [
+            _grow_piece(p, section.with_layers(p.length), number, arrays, plan, free, degree)
+            for p in parts
+        ]
+        if len(grown) > 1:
+            grown = [jnp.concatenate(grown, axis=section.axes.index("layers"))]
+        sections += grown
+    return layout.join(sections, target, plan.target, fixed).astype(dtype)
+
+
+def _grow_piece(
+    piece: Piece,
+    section: Section,
+    number: int,
+    arrays: Mapping[str, jax.Array],
+    plan: GrowthPlan,
+    free: FreeValues,
+    degree: int,
+) -> jax.Array:
+    """One section of a piece: old entries multiplied, new ones by the fill of their axis.
+
+    Where an entry is new along several axes, any zero among fixed values makes it zero, except that
+    a free axis has the last word: the entries that it adds are all free.
+    """
+
+    def fill_of(axis: str) -> str:
+        return fill(section.role, axis, plan.source) if degree == 1 else FREE
+
+    dtype = arrays[piece.source.name].dtype
+    fills = {fill_of(axis) for axis in piece.new_axes}
+    if ZERO in fills:
+        return jnp.zeros(section.shape, dtype)
+    if FREE in fills:
+        return free(piece, section, number).astype(dtype)
+    if MEAN in fills:  # an array for each dimension of the stream
+        units = [
+            piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)
+        ]
+        olds = [_old_entries(u, piece, section, number, arrays, plan, degree) for u in units]
+        block = sum(old.astype(_wide(dtype)) for old in olds) / len(olds)
+    else:
+        block = _old_entries(piece.source, piece, section, number, arrays, plan, degree)
+
+    free_axes = False
+    for place, axis in enumerate(section.axes):
+        new = section.shape[place] - block.shape[place]
+        if new == 0:
+            continue
+        if fill_of(axis) == FREE:
+            free_axes = True
+        elif fill_of(axis) == MEAN:
+            mean = jnp.mean(block.astype(_wide(dtype)), axis=place, keepdims=True)
+            mean = jnp.repeat(mean.astype(block.dtype), new, axis=place)
+            block = jnp.concatenate([block, mean], axis=place)
+        else:
+            padding = [(0, new if p == place else 0, 0) for p in range(block.ndim)]
+            block = jax.lax.pad(block, jnp.zeros((), block.dtype), padding)
+    block = block.astype(dtype)
+    if not free_axes:
+        return block
+    everywhere = free(piece, section, number).astype(dtype)
+    return jax.lax.dynamic_update_slice(everywhere, block, (0,) * block.ndim)
+
+
+def _old_entries(
+    source: Parameter,
+    piece: Piece,
+    section: Section,
+    number: int,
+    arrays: Mapping[str, jax.Array],
+    plan: GrowthPlan,
+    degree: int,
+) -> jax.Array:
+    """The old entries that a section of a piece continues, multiplied as their role demands."""
+    array = arrays[source.name]
+    old = layout.split(array, source, plan.source)[number]
+    if "layers" in section.axes:
+        stop = piece.source_start + piece.length
+        axis = section.axes.index("layers")
+        old = jax.lax.slice_in_dim(old, piece.source_start, stop, axis=axis)
+    scale = ROLES[section.role].scale
+    if scale is None:
+        return old
+    axis, power = scale
+    before = size(axis, plan.source, source.layers) or 1
+    after = size(axis, plan.target, piece.target.layers) or 1
+    factor = (after / before) ** (power * degree)
+    return old if factor == 1 else old.astype(_wide(old.dtype)) * factor
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _check_group(parameter: Parameter, plan: GrowthPlan) -> None:
+    """Refuses to add queries to groups where an array of heads has no axis for them."""
+    rule = parameter.rule
+    names = {*rule.axes, *rule.indices}
+    heads = names & {"kv_heads", "qk", "v"} and any(ROLES[role].group for role in rule.roles)
+    if heads and "group" not in names and _queries_added(plan):
+        raise BlueprintError(
+            f"{parameter.path}: the plan adds query heads to each group, but the rule names no "
+            f"axis `group`; write (kv_heads group) where the query heads are"
+        )
+
+
+def _queries_added(plan: GrowthPlan) -> bool:
+    return any(
+        origin is not None and new.queries_per_group > plan.source.layers[origin].queries_per_group
+        for new, origin in zip(plan.target.layers, plan.layer_sources, strict=True)
+    )
+
+
+def _by_name(tree: Any, blueprint: Blueprint, architecture: Architecture) -> dict[str, jax.Array]:
+    located = blueprint.parameters(tree, architecture)
+    return {
+        located[leaf.path].name: leaf.value for leaf in trees.leaves(tree) if leaf.path in located
+    }
+
+
+def _reference_model() -> Any:
+    # The core knows no module system; the reference model is a default, looked up when asked for.
+    from growth import models
+
+    return models

@@ -1,0 +1,1 @@
+"""Training with a growth schedule, on a mesh."""

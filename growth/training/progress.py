@@ -1,0 +1,173 @@
+"""What a person sees while a run trains: one status line, on a terminal under a live bar."""
+
+import collections
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+# Without a terminal, seconds between two status lines.
+_QUIET_SECONDS = 10.0
+
+# How many of the last updates the speed is measured over.
+_SPEED_UPDATES = 50
+
+
+def format_count(number: float) -> str:
+    """`number` to about three digits: 812, 12.4k, 0.42M, 1.31M, 131M, 7.2B."""
+    for least, unit, letter in (
+        (1e12, 1e12, "T"),
+        (1e9, 1e9, "B"),
+        (1e5, 1e6, "M"),
+        (1e3, 1e3, "k"),
+    ):
+        if number >= least:
+            scaled = number / unit
+            decimals = 2 if scaled < 10 else 1 if scaled < 100 else 0
+            return f"{scaled:.{decimals}f}{letter}"
+    return f"{number:.0f}"
+
+
+def format_power(number: float) -> str:
+    """`number` to two digits, with its power of ten: 1.3e14."""
+    if not number:
+        return "0"
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` as hours, minutes and seconds: 0:42, 12:05, 3:00:59, 2d 4:00:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}:{seconds:02d}"
+    days, hours = divmod(hours, 24)
+    return f"{f'{days}d ' if days else ''}{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Progress:
+    """Shows how far a run is; a context manager.
+
+    How far it is, and how long it will still take, is measured in FLOPs, not in steps, because the
+    steps of a later stage cost more. On a terminal a bar and the status line stay at the bottom;
+    elsewhere the status line is printed now and then, without control codes.
+
+    Args:
+      total_steps: optimizer steps of the whole run.
+      total_flops: training FLOPs of the whole run.
+      num_stages: stages of the whole run.
+      console: where to print; standard output if not given.
+      clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        total_flops: float,
+        num_stages: int,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total_steps = total_steps
+        self._total_flops = total_flops
+        self._num_stages = num_stages
+        self._console = console or Console()
+        self._clock = clock
+        self._speeds: collections.deque[tuple[float, float]] = collections.deque(
+            maxlen=_SPEED_UPDATES
+        )
+        self._share = 0.0
+        self._status = ""
+        self._printed_status = ""
+        self._print_time = -math.inf
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=4
+            )
+
+    def update(
+        self, step: int, loss: float, tokens_per_second: float, flops: float, stage: int
+    ) -> None:
+        """Takes note of where the run is.
+
+        Args:
+          step: optimizer steps taken.
+          loss: training loss.
+          tokens_per_second: training speed.
+          flops: training FLOPs spent since the run's start.
+          stage: 0 for the first.
+        """
+        self._speeds.append((self._clock(), flops))
+        self._share = flops / self._total_flops
+        self._status = "  ".join(
+            (
+                f"stage {stage + 1}/{self._num_stages}",
+                f"step {step:,}/{self._total_steps:,}",
+                f"loss {loss:.4f}",
+                f"{format_count(tokens_per_second)} tok/s",
+                f"{format_power(flops)} FLOPs",
+            )
+        )
+        if self._live is None and self._clock() - self._print_time >= _QUIET_SECONDS:
+            self._print_status()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate of the run's remaining seconds: FLOPs to spend over FLOPs spent per second.
+
+        None until two updates have been seen.
+        """
+        if len(self._speeds) < 2:
+            return None
+        (first_time, first_flops), (last_time, last_flops) = self._speeds[0], self._speeds[-1]
+        if last_time <= first_time or last_flops <= first_flops:
+            return None
+        left = max(self._total_flops - last_flops, 0.0)
+        return left * (last_time - first_time) / (last_flops - first_flops)
+
+    def note(self, line: str) -> None:
+        """Prints a line that stays, above the bar."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _print_status(self) -> None:
+        self.note(f"{self._status}  {self._how_far()}")
+        self._printed_status = self._status
+        self._print_time = self._clock()
+
+    def _how_far(self) -> str:
+        seconds = self.seconds_left
+        left = "" if seconds is None else f"  {format_duration(seconds)} left"
+        return f"{self._share:.0%}{left}"
+
+    def _render(self) -> RenderableType:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right")
+        bar.add_row(ProgressBar(total=1.0, completed=self._share), self._how_far())
+        return Group(bar, Text(self._status, no_wrap=True, overflow="ellipsis"))
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        elif self._status != self._printed_status:
+            self._print_status()

@@ -1,0 +1,113 @@
+"""Pytrees by path: naming the leaves of a tree, and building a tree whose paths hold other indices.
+
+Any pytree will do. The path of a leaf is its keys joined by '/', as in `layers_0/mlp/up/kernel`. A
+box around an array, such as Flax's `Partitioned`, is no part of the path. An empty node, such as
+optax's `MaskedNode`, stands for a leaf that is not there and is treated as a leaf.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyEntry, SequenceKey
+
+Keys = tuple[KeyEntry, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A leaf, and the way to it.
+
+    Attributes:
+      keys: JAX's key path.
+      path: the keys joined by '/'.
+      value: the leaf itself.
+    """
+
+    keys: Keys
+    path: str
+    value: Any
+
+
+def is_empty(node: Any) -> bool:
+    """Whether a node holds no leaf at all."""
+    return jax.tree.structure(node).num_leaves == 0
+
+
+def leaves(tree: Any) -> list[Leaf]:
+    """The leaves of a tree, empty nodes included, in JAX's order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)
+    return [Leaf(keys, "/".join(_names(keys)), value) for keys, value in flat]
+
+
+def with_names(keys: Keys, path: str) -> Keys:
+    """The keys of another path of the same form: `path` differs only in indices."""
+    names = path.split("/")
+    renamed = []
+    for key in keys:
+        # A key may itself hold slashes, as Haiku's module names do.
+        width = _name(key).count("/") + 1
+        name, names = "/".join(names[:width]), names[width:]
+        renamed.append(_renamed(key, name) if names or name else key)
+    return tuple(renamed)
+
+
+def build(items: Sequence[tuple[Keys, Leaf, Any]], tree: Any) -> Any:
+    """A tree of given values, its containers made like those of another tree.
+
+    Args:
+      items: for each leaf of the result its keys, a leaf of `tree` that it is modelled on, and its
+        value. The two have the same depth, and differ in indices only.
+      tree: the tree that holds the models.
+    """
+    return _build([(keys, model.keys, value, tree) for keys, model, value in items])
+
+
+def _build(items: list[tuple[Keys, Keys, Any, Any]]) -> Any:
+    keys, _, value, node = items[0]
+    if not keys:
+        return value
+    groups: dict[KeyEntry, list[tuple[Keys, Keys, Any, Any]]] = {}
+    for keys, model, value, parent in items:
+        child = _children(parent)[model[0]]
+        groups.setdefault(keys[0], []).append((keys[1:], model[1:], value, child))
+    built = {key: _build(group) for key, group in groups.items()}
+    if isinstance(node, Mapping):
+        return type(node)({key.key: value for key, value in built.items()})  # type: ignore[call-arg, attr-defined]
+    if type(node) in (list, tuple):
+        return type(node)(value for _, value in sorted(built.items(), key=lambda i: i[0].idx))  # type: ignore[attr-defined]
+    treedef = jax.tree.structure(node, is_leaf=lambda x: x is not node)
+    return jax.tree.unflatten(treedef, [built[key] for key in _children(node)])
+
+
+def _children(node: Any) -> dict[KeyEntry, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    return {keys[0]: child for keys, child in flat}
+
+
+def _names(keys: Keys) -> list[str]:
+    boxed = len(keys) > 1 and keys[-1] == GetAttrKey("value")
+    return [_name(key) for key in (keys[:-1] if boxed else keys)]
+
+
+def _name(key: KeyEntry) -> str:
+    match key:
+        case DictKey(key=name) | FlattenedIndexKey(key=name):
+            return str(name)
+        case SequenceKey(idx=index):
+            return str(index)
+        case GetAttrKey(name=name):
+            return name
+    return str(key)
+
+
+def _renamed(key: KeyEntry, name: str) -> KeyEntry:
+    match key:
+        case DictKey(key=int()):
+            return DictKey(int(name))
+        case DictKey():
+            return DictKey(name)
+        case SequenceKey():
+            return SequenceKey(int(name))
+    return key
