@@ -3,11 +3,13 @@
 from growth.architecture import Architecture, ArchitectureError
 from growth.blueprint import Blueprint, BlueprintError
 from growth.expand import expand
+from growth.optimizer import OptimizerStateError, expand_optimizer_state
 from growth.planning import GrowthError, GrowthPlan, plan
 from growth.transformations import (
     Transformation,
     attention_expansion,
     compose,
+    grow_to,
     head_addition,
     heads_expansion,
     hidden_dimension_expansion,
@@ -22,10 +24,13 @@ __all__ = [
     "BlueprintError",
     "GrowthError",
     "GrowthPlan",
+    "OptimizerStateError",
     "Transformation",
     "attention_expansion",
     "compose",
     "expand",
+    "expand_optimizer_state",
+    "grow_to",
     "head_addition",
     "heads_expansion",
     "hidden_dimension_expansion",

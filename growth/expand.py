@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from growth import free as free_values
+from growth import free as sources
 from growth import layout, trees
 from growth.architecture import Architecture
 from growth.blueprint import Blueprint, BlueprintError, Parameter, siblings, size
@@ -50,17 +50,8 @@ def expand(
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
       ValueError: `key` or `fresh` is needed and was not given.
     """
-    if fresh is None and blueprint is not None:
-        raise ValueError(
-            "fresh is None, but only the reference model's initializer is known here: give the "
-            "model's freshly initialized parameters at the target size, or 'copy'"
-        )
-    if isinstance(fresh, str) and fresh != "copy":
-        raise ValueError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
-    if key is None and (fresh is None or isinstance(fresh, str)):
-        raise ValueError("key is needed for free values, unless fresh is a tree of them")
-    if blueprint is None:
-        blueprint = _reference_model().blueprint(plan.source)
+    check_free(key, blueprint, fresh)
+    blueprint = blueprint_for(plan, blueprint)
     if fresh is None or isinstance(fresh, str):
         return _expand(tree, None, key, plan, blueprint, copy=fresh == "copy")
     return _expand(tree, fresh, None, plan, blueprint, copy=False)
@@ -75,16 +66,29 @@ def _expand(
     blueprint: Blueprint,
     copy: bool,
 ) -> Any:
-    free = _free_values(tree, fresh, key, plan, blueprint, copy)
-    grown = grow(tree, plan, blueprint, free)
-    if fresh is None:
-        return grown
-    values = {leaf.path: leaf.value for leaf in trees.leaves(grown)}
-    ordered = [values[leaf.path] for leaf in trees.leaves(fresh)]
-    return jax.tree.unflatten(jax.tree.structure(fresh), ordered)
+    free = free_values(tree, fresh, key, plan, blueprint, copy)
+    return grow(tree, plan, blueprint, free, like=fresh)
 
 
-def _free_values(
+def check_free(key: jax.Array | None, blueprint: Blueprint | None, fresh: Any) -> None:
+    """Checks that the arguments of `expand` say where free values come from; see there."""
+    if fresh is None and blueprint is not None:
+        raise ValueError(
+            "fresh is None, but only the reference model's initializer is known here: give the "
+            "model's freshly initialized parameters at the target size, or 'copy'"
+        )
+    if isinstance(fresh, str) and fresh != "copy":
+        raise ValueError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
+    if key is None and (fresh is None or isinstance(fresh, str)):
+        raise ValueError("key is needed for free values, unless fresh is a tree of them")
+
+
+def blueprint_for(plan: GrowthPlan, blueprint: Blueprint | None) -> Blueprint:
+    """The given blueprint, or that of the reference model."""
+    return _reference_model().blueprint(plan.source) if blueprint is None else blueprint
+
+
+def free_values(
     tree: Any,
     fresh: Any,
     key: jax.Array | None,
@@ -94,14 +98,19 @@ def _free_values(
 ) -> FreeValues:
     """The free values that the arguments of `expand` ask for; see there."""
     if copy:
-        return free_values.copies(_by_name(tree, blueprint, plan.source), plan, key)
+        return sources.copies(_by_name(tree, blueprint, plan.source), plan, key)
     if fresh is None:
         fresh = _reference_model().initial_parameters(plan.target, key)
-    return free_values.from_tree(_by_name(fresh, blueprint, plan.target), plan)
+    return sources.from_tree(_by_name(fresh, blueprint, plan.target), plan)
 
 
 def grow(
-    tree: Any, plan: GrowthPlan, blueprint: Blueprint, free: FreeValues, degree: int = 1
+    tree: Any,
+    plan: GrowthPlan,
+    blueprint: Blueprint,
+    free: FreeValues,
+    degree: int = 1,
+    like: Any = None,
 ) -> Any:
     """Carries a tree shaped like the parameters to the larger architecture.
 
@@ -113,6 +122,8 @@ def grow(
       degree: how the values follow the parameters when these are multiplied by c: they are
         multiplied by c ** degree. 1 for parameters, whose fixed entries get their fixed values;
         other trees hold gradients or their squares, and all their new entries come from `free`.
+      like: a tree of the target to take the containers from, where it holds the same leaves. The
+        containers of `tree` may know its sizes.
     """
     located = blueprint.parameters(tree, plan.source)
     leaves = trees.leaves(tree)
@@ -133,7 +144,11 @@ def grow(
                 items.append((keys, leaf, leaf.value))
             else:
                 items.append((keys, leaf, _grow_array(target, arrays, plan, free, degree)))
-    return trees.build(items, tree)
+    grown = trees.build(items, tree)
+    values = {leaf.path: leaf.value for leaf in trees.leaves(grown)}
+    if [leaf.path for leaf in trees.leaves(like)] != list(values):
+        return grown
+    return jax.tree.unflatten(jax.tree.structure(like), list(values.values()))
 
 
 def _grow_array(

@@ -151,7 +151,7 @@ def plan(
     if new < old:
         raise GrowthError(f"num_layers is {old} and cannot shrink to {new}")
     if position is None:
-        origins = _spread(old, new)
+        origins = spread(old, new)
     else:
         places = [position] * (new - old) if isinstance(position, int) else sorted(position)
         if len(places) != new - old:
@@ -178,7 +178,8 @@ def plan(
     return GrowthPlan(source, target, tuple(origins))
 
 
-def _spread(old: int, new: int) -> list[int | None]:
+def spread(old: int, new: int) -> list[int | None]:
+    """Where each of `new` layers comes from when new layers are spread evenly among `old`."""
     origins: list[int | None] = [None] * new
     for index in range(old):
         origins[index * new // old] = index

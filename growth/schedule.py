@@ -1,14 +1,20 @@
 """The growth schedule: when a run grows, and to what.
 
 A schedule is data: a sequence of mappings, each with the `step` after which the run grows and the
-architecture fields that are larger from then on. `stages` turns it into the run's stages, and
-refuses, before anything has been trained, whatever would not work later.
+sizes that are larger from then on. `stages` turns it into the run's stages, and refuses, before
+anything has been trained, whatever would not work later.
 """
 
 import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from growth.architecture import Architecture
 from growth.planning import GrowthPlan
+from growth.transformations import grow_to
+
+_SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
 
 
 class ScheduleError(ValueError):
@@ -37,3 +43,65 @@ class Stage:
     def num_steps(self) -> int:
         """How many optimizer steps the stage lasts."""
         return self.stop - self.start
+
+
+def stages(
+    architecture: Architecture, growth: Sequence[Mapping[str, Any]], num_steps: int
+) -> tuple[Stage, ...]:
+    """The stages of a run.
+
+    Args:
+      architecture: what the run starts with.
+      growth: the growth steps, in order. Each has a `step`, and the arguments of
+        `growth.grow_to`: `dict(step=600, num_layers=6, position=2)`.
+      num_steps: optimizer steps of the whole run.
+
+    Raises:
+      ScheduleError: a growth step is out of order, changes nothing, or is impossible.
+    """
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ScheduleError(f"num_steps is {num_steps!r}, but at least 1 step must be trained")
+    result = [Stage(0, 0, num_steps, architecture)]
+    for index, entry in enumerate(growth):
+        last = result[-1]
+        where = f"growth[{index}] (which begins stage {index + 2})"
+        _check_names(entry, where)
+        step = entry["step"]
+        if isinstance(step, bool) or not isinstance(step, int) or not last.start < step < num_steps:
+            raise ScheduleError(
+                f"{where}: step is {step!r}, but it must be a whole number after "
+                f"{last.start}, where the stage before begins, and before {num_steps}, where the "
+                f"run ends"
+            )
+        sizes = {name: size for name, size in entry.items() if name != "step"}
+        try:
+            plan = grow_to(**sizes)(last.architecture)
+        except ValueError as error:
+            raise ScheduleError(f"{where}: {error}") from error
+        if plan.source == plan.target:
+            raise ScheduleError(f"{where}: {sizes} changes nothing in {last.architecture}")
+        result[-1] = dataclasses.replace(last, stop=step)
+        result.append(Stage(index + 1, step, num_steps, plan.target, plan))
+    return tuple(result)
+
+
+def training_flops(stages: Sequence[Stage], tokens_per_step: int) -> tuple[float, ...]:
+    """The training FLOPs of each stage, with sequences of `max_length` tokens."""
+    return tuple(
+        stage.num_steps * tokens_per_step * stage.architecture.training_flops_per_token()
+        for stage in stages
+    )
+
+
+def _check_names(entry: Mapping[str, Any], where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise ScheduleError(
+            f"{where} is {entry!r}, but it must be a mapping, with a step and sizes"
+        )
+    if "step" not in entry:
+        raise ScheduleError(f"{where}: step is missing")
+    for name in entry:
+        if name not in ("step", *_SIZES):
+            near = difflib.get_close_matches(name, _SIZES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(_SIZES)}"
+            raise ScheduleError(f"{where}: {name!r} cannot grow; {hint}")

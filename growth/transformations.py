@@ -18,6 +18,7 @@ from growth.planning import (
     check_position,
     scaled_epsilon,
     scaled_theta,
+    spread,
     unmoved,
 )
 
@@ -68,29 +69,26 @@ class head_addition(Transformation):
     whole groups are added, or every group gets the same number of further queries.
 
     Attributes:
-      num_heads: the new number of query heads.
+      num_heads: the new number of query heads, or one for each of `layers`.
       num_kv_heads: the new number of key/value heads. None keeps the queries per group, so that
         whole groups are added; the old number adds queries to every group.
       layers: the layers that grow; None for all.
     """
 
-    num_heads: int
-    num_kv_heads: int | None = None
+    num_heads: int | tuple[int, ...]
+    num_kv_heads: int | tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
 
     def __call__(self, architecture: Architecture) -> GrowthPlan:
-        groups = []
-        for index in _chosen(architecture, self.layers):
-            per_group = architecture.layers[index].queries_per_group
-            if self.num_kv_heads is None and self.num_heads % per_group:
-                raise GrowthError(
-                    f"num_heads cannot become {self.num_heads} in layer {index}: a group has "
-                    f"{per_group} query heads, and whole groups are added unless num_kv_heads is "
-                    f"given"
-                )
-            groups.append(self.num_kv_heads or self.num_heads // per_group)
-        sizes = {"num_heads": self.num_heads, "num_kv_heads": tuple(groups)}
-        return _widen(architecture, sizes, self.layers)
+        chosen = _chosen(architecture, self.layers)
+        heads = _one_for_each("num_heads", self.num_heads, chosen)
+        groups = self.num_kv_heads
+        if groups is None:
+            groups = tuple(
+                _whole_groups(architecture, index, number)
+                for index, number in zip(chosen, heads, strict=True)
+            )
+        return _widen(architecture, {"num_heads": heads, "num_kv_heads": groups}, self.layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +202,58 @@ def compose(*steps: Transformation) -> Transformation:
     return _Composition(tuple(steps))
 
 
+@dataclasses.dataclass(frozen=True)
+class grow_to(Transformation):
+    """Leads to given sizes, by all the transformations that takes.
+
+    Attributes:
+      embed_dim, num_heads, num_kv_heads, qk_dim, v_dim, mlp_dim: the new sizes, for all layers or
+        one for each layer of the result; None leaves a size as it is. `num_kv_heads` follows
+        `num_heads` as for `head_addition`.
+      num_layers: the new number of layers.
+      position: where the new layers go, as for `layer_addition`; None spreads them evenly.
+    """
+
+    embed_dim: int | None = None
+    num_layers: int | None = None
+    num_heads: int | tuple[int, ...] | None = None
+    num_kv_heads: int | tuple[int, ...] | None = None
+    qk_dim: int | tuple[int, ...] | None = None
+    v_dim: int | tuple[int, ...] | None = None
+    mlp_dim: int | tuple[int, ...] | None = None
+    position: int | None = None
+
+    def __call__(self, architecture: Architecture) -> GrowthPlan:
+        steps: list[Transformation] = []
+        if self.num_layers is not None:
+            steps += self._layer_additions(architecture.num_layers, self.num_layers)
+        elif self.position is not None:
+            raise GrowthError(f"position is {self.position}, but num_layers is not given")
+        if self.num_heads is not None:
+            steps.append(head_addition(self.num_heads, self.num_kv_heads))
+        elif self.num_kv_heads is not None:
+            raise GrowthError(f"num_kv_heads is {self.num_kv_heads}, but num_heads is not given")
+        if self.qk_dim is not None:
+            steps.append(attention_expansion(self.qk_dim))
+        if self.v_dim is not None:
+            steps.append(heads_expansion(self.v_dim))
+        if self.mlp_dim is not None:
+            steps.append(mlp_expansion(self.mlp_dim))
+        if self.embed_dim is not None:
+            steps.append(hidden_dimension_expansion(self.embed_dim))
+        return compose(*steps)(architecture)
+
+    def _layer_additions(self, old: int, new: int) -> list[Transformation]:
+        if isinstance(new, bool) or not isinstance(new, int) or new < old:
+            raise GrowthError(f"num_layers is {old} and cannot become {new!r}: it cannot shrink")
+        if new == old:
+            return []
+        if self.position is not None:
+            return [layer_addition(new - old, self.position)]
+        origins = spread(old, new)
+        return [layer_addition(1, at) for at, origin in enumerate(origins) if origin is None]
+
+
 def _chosen(architecture: Architecture, layers: Sequence[int] | None) -> tuple[int, ...]:
     if layers is None:
         return unmoved(architecture)
@@ -215,6 +265,23 @@ def _chosen(architecture: Architecture, layers: Sequence[int] | None) -> tuple[i
     return tuple(layers)
 
 
+def _one_for_each(name: str, size: Any, chosen: Sequence[int]) -> tuple[Any, ...]:
+    values = tuple(size) if isinstance(size, Sequence) else (size,) * len(chosen)
+    if len(values) != len(chosen):
+        raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
+    return values
+
+
+def _whole_groups(architecture: Architecture, index: int, num_heads: int) -> int:
+    per_group = architecture.layers[index].queries_per_group
+    if num_heads % per_group:
+        raise GrowthError(
+            f"num_heads cannot become {num_heads} in layer {index}: a group has {per_group} query "
+            f"heads, and whole groups are added unless num_kv_heads is given"
+        )
+    return num_heads // per_group
+
+
 def _widen(
     architecture: Architecture, sizes: dict[str, Any], layers: Sequence[int] | None
 ) -> GrowthPlan:
@@ -222,10 +289,7 @@ def _widen(
     chosen = _chosen(architecture, layers)
     shapes = list(architecture.layers)
     for name, size in sizes.items():
-        values = tuple(size) if isinstance(size, Sequence) else (size,) * len(chosen)
-        if len(values) != len(chosen):
-            raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
-        for index, value in zip(chosen, values, strict=True):
+        for index, value in zip(chosen, _one_for_each(name, size, chosen), strict=True):
             shapes[index] = dataclasses.replace(shapes[index], **{name: value})
             if name == "qk_dim" and architecture.position == "rope":
                 theta = scaled_theta(architecture.layers[index], value)

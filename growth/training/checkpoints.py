@@ -113,8 +113,7 @@ class Checkpoints:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"metadata must be JSON: {error}") from error
         if step not in self.steps():
-            # `force`: whether to save is the caller's decision, not that of Orbax's default policy,
-            # which leaves out steps when saving is slow.
+            # `force`: whether to save is for the caller to say, not for a policy of Orbax.
             self._writer.save_checkpointables_async(
                 step, {_STATE: state}, force=True, custom_metadata=about
             )

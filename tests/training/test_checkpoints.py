@@ -231,7 +231,7 @@ def test_metadata_that_is_not_json(tmp_path):
 
 def test_what_kept_a_checkpoint_from_being_written_is_raised(tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    with Checkpoints(tmp_path / "taken") as checkpoints, pytest.raises(FileExistsError):
+    with Checkpoints(tmp_path / "taken") as checkpoints, pytest.raises(OSError, match="taken"):
         checkpoints.save(1, new_state(), new_iterator(), METADATA)
 
 

@@ -99,6 +99,9 @@ def tokenizer_file(tmp_path_factory) -> Path:
         show_progress=False,
     )
     bpe.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
+    )
     bpe.enable_truncation(4)
     bpe.enable_padding(length=64)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
