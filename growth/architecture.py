@@ -6,6 +6,7 @@ goes to JSON and back, so that a checkpoint can carry it.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -120,9 +121,10 @@ class Architecture:
         put("norm_eps", _positive("norm_eps", self.norm_eps))
 
         heads = self._per_layer("num_heads", self.num_heads)
-        kv_heads = self._per_layer("num_kv_heads", self.num_kv_heads or heads)
-        qk = self._per_layer("qk_dim", self.qk_dim or [self.embed_dim // e or 1 for e in heads])
-        v = self._per_layer("v_dim", self.v_dim or qk)
+        kv_heads = self._per_layer("num_kv_heads", _given(self.num_kv_heads, heads))
+        shares = [self.embed_dim // e or 1 for e in heads]
+        qk = self._per_layer("qk_dim", _given(self.qk_dim, shares))
+        v = self._per_layer("v_dim", _given(self.v_dim, qk))
         mlp = self._per_layer("mlp_dim", self.mlp_dim)
         theta = self._per_layer("rope_theta", self.rope_theta)
         for index, (e, g, k) in enumerate(zip(heads, kv_heads, qk, strict=True)):
@@ -151,7 +153,7 @@ class Architecture:
             )
         return values
 
-    @property
+    @functools.cached_property
     def layers(self) -> tuple[LayerShape, ...]:
         """The shape of every layer, from the first to the last."""
         columns = [self._per_layer(name, getattr(self, name)) for name in LAYER_FIELDS]
@@ -306,6 +308,10 @@ class Architecture:
     def llama(cls, **fields: Any) -> Self:
         """Llama's: RMSNorm, a SiLU gate, rotary positions, no biases."""
         return cls(**dict(norm_eps=1e-5) | fields)
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _size(name: str, value: Any) -> int:

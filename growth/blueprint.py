@@ -19,6 +19,7 @@ a run of layers, and the index is its first.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -243,12 +244,18 @@ def _parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.
     for name in roles:
         if name not in ROLES:
             raise wrong(f"{name!r} is no role; the roles are {', '.join(ROLES)}")
-    if not re.fullmatch(r"(\s*(\w+|\([\w\s]+\)))*\s*", axes):
+    if not re.fullmatch(r"(\s*(\w+\b|\([\w\s]+\)))*\s*", axes):
         raise wrong("axes are names, and names in parentheses for the factors of one dimension")
     dims = tuple(tuple(d.strip("()").split()) for d in re.findall(r"\w+|\([\w\s]+\)", axes))
     indices = tuple(re.findall(r"{(\w+)}", path))
+    if re.search(r"[{}]", re.sub(r"{[^\W\d]\w*}", "", path)):
+        raise wrong("braces in a path hold a name")
     rule = Rule(path, roles, dims, indices)
 
+    for dim in dims:
+        unknown = [n for n in dim if n not in (*AXES, "role") and not n.isdecimal()]
+        if len(unknown) > 1:
+            raise wrong(f"of {' and '.join(unknown)} only one can be told from the array")
     for name in (*indices, *rule.axes):
         if name in _MISNOMERS:
             raise wrong(f"{name!r} is no axis; write {_MISNOMERS[name]}")
@@ -283,11 +290,14 @@ def _shape_problems(
         "layers" in dict(parameter.indices) and not layers
     ):
         starts = ", ".join(str(first) for first, _ in architecture.runs)
-        allowed = f"start at {starts}" if "layers" in rule.axes else "are the only ones"
+        runs = f", and its runs of equal layers start at {starts}" if "layers" in rule.axes else ""
         yield (
-            f"{parameter.path}: no layer or run of layers has this index; the architecture has "
-            f"{architecture.num_layers} layers" + (f", whose runs {allowed}" if starts else "")
+            f"{parameter.path}: no layer has this index; the architecture has "
+            f"{architecture.num_layers} layers{runs}"
         )
+        return
+    if problems := list(misfits(parameter, architecture)):
+        yield from problems
         return
     for axis, index in parameter.path_axes.items():
         limit = architecture.num_layers if axis == "layers" else size(axis, architecture, layers)
@@ -300,7 +310,7 @@ def _shape_problems(
         )
         return
     for dim, names in zip(shape, rule.dims, strict=True):
-        expected, open_end = _dim_size(parameter, names, architecture)
+        expected, open_end = dim_size(parameter, names, architecture)
         if dim != expected and not (open_end and dim % expected == 0):
             yield (
                 f"{parameter.path}: shape {shape} does not fit {_show(rule)}: "
@@ -308,22 +318,47 @@ def _shape_problems(
             )
 
 
-def _dim_size(
+def dim_size(
     parameter: Parameter, names: tuple[str, ...], architecture: Architecture
 ) -> tuple[int, bool]:
-    """The size of a dimension, and whether it has a factor that may be anything."""
-    fused = len(parameter.rule.roles) > 1
-    total, open_end = 0, False
-    per_role = parameter.rule.roles if "role" in names else parameter.rule.roles[:1]
-    for role in per_role:
-        product = 1
-        for name in names:
-            axis = role_axis(name, role, fused)
-            factor = 1 if axis in (None, "role") else size(axis, architecture, parameter.layers)
-            open_end |= factor is None
-            product *= factor or 1
-        total += product
-    return total, open_end
+    """The size of a dimension, and whether it has a factor that may be anything.
+
+    Such a factor counts as 1.
+    """
+    roles = parameter.rule.roles if "role" in names else parameter.rule.roles[:1]
+    open_end = any(name != "role" and size(name, architecture, range(1)) is None for name in names)
+    return sum(_product(parameter, names, role, architecture) for role in roles), open_end
+
+
+def misfits(parameter: Parameter, architecture: Architecture) -> Iterator[str]:
+    """Why one array cannot hold what a rule wants it to hold, in an architecture of such sizes."""
+    rule = parameter.rule
+    everywhere = parameter.layers or range(architecture.num_layers)
+    for axis in dict.fromkeys((*rule.axes, *parameter.path_axes)):
+        if axis in AXES and axis != "layers":
+            sizes = [size(axis, architecture, range(i, i + 1)) for i in everywhere]
+            if len(set(sizes)) > 1:
+                yield (
+                    f"{parameter.path}: one array holds these layers, so {axis} must be the same "
+                    f"in all of them, but it is {', '.join(map(str, sizes))}"
+                )
+    for names in rule.dims:
+        shared = names[: names.index("role")] if "role" in names else names
+        parts = [_product(parameter, shared, role, architecture) for role in rule.roles]
+        if len(set(parts)) > 1:
+            yield (
+                f"{parameter.path}: ({' '.join(shared)}) must be the same for all that the array "
+                f"holds along `role`, but it is {', '.join(map(str, parts))} for "
+                f"{', '.join(rule.roles)}"
+            )
+
+
+def _product(
+    parameter: Parameter, names: tuple[str, ...], role: str, architecture: Architecture
+) -> int:
+    """The product of the sizes that names have for a role, as far as they are known."""
+    axes = [role_axis(name, role, len(parameter.rule.roles) > 1) for name in names]
+    return math.prod(size(axis, architecture, parameter.layers) or 1 for axis in axes if axis)
 
 
 def _missing(parameters: Iterable[Parameter], architecture: Architecture) -> Iterator[str]:

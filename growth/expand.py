@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from growth import free as sources
 from growth import layout, trees
 from growth.architecture import Architecture
-from growth.blueprint import Blueprint, BlueprintError, Parameter, siblings, size
+from growth.blueprint import Blueprint, BlueprintError, Parameter, misfits, siblings, size
 from growth.free import FreeValues
 from growth.layout import Section
 from growth.pieces import Piece, pieces
@@ -139,16 +139,22 @@ def grow(
         done.add(first.kind)
         _check_group(first, plan)
         for target in siblings(first, plan.target):
+            for problem in misfits(target, plan.target):
+                raise BlueprintError(problem)
             keys = trees.with_names(leaf.keys, target.path)
-            if trees.is_empty(leaf.value):
-                items.append((keys, leaf, leaf.value))
-            else:
-                items.append((keys, leaf, _grow_array(target, arrays, plan, free, degree)))
+            items.append((keys, leaf, _grow_array(target, arrays, plan, free, degree)))
     grown = trees.build(items, tree)
-    values = {leaf.path: leaf.value for leaf in trees.leaves(grown)}
-    if [leaf.path for leaf in trees.leaves(like)] != list(values):
-        return grown
-    return jax.tree.unflatten(jax.tree.structure(like), list(values.values()))
+    return grown if like is None else _with_containers(grown, like)
+
+
+def _with_containers(tree: Any, like: Any) -> Any:
+    """The same leaves in the containers of another tree, where that has a place for each."""
+    values = {leaf.path: leaf.value for leaf in trees.leaves(tree)}
+    places = [leaf.path for leaf in trees.leaves(like) if not trees.is_empty(leaf.value)]
+    held = {path for path, value in values.items() if not trees.is_empty(value)}
+    if not held <= set(places) <= set(values):
+        return tree
+    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in places])
 
 
 def _grow_array(
@@ -161,6 +167,13 @@ def _grow_array(
     """One array of the target: each of its sections, put together from pieces."""
     parts = pieces(target, plan)
     model = parts[0].source
+    empty = {piece.source.name: trees.is_empty(arrays[piece.source.name]) for piece in parts}
+    if all(empty.values()):
+        return arrays[model.name]
+    if any(empty.values()):
+        raise BlueprintError(
+            f"{target.path}: continues {', '.join(empty)} in one array, but some of them are empty"
+        )
     dtype = arrays[model.name].dtype
     fixed = layout.fixed_sizes(model, arrays[model.name].shape, plan.source)
     sections = []
@@ -195,10 +208,10 @@ def _grow_piece(
 
     dtype = arrays[piece.source.name].dtype
     fills = {fill_of(axis) for axis in piece.new_axes}
-    if ZERO in fills:
-        return jnp.zeros(section.shape, dtype)
     if FREE in fills:
         return free(piece, section, number).astype(dtype)
+    if ZERO in fills:
+        return jnp.zeros(section.shape, dtype)
     if MEAN in fills:  # an array for each dimension of the stream
         units = [
             piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from growth.blueprint import BlueprintError
 from growth.layout import Section, split
 from growth.pieces import Piece
 from growth.planning import GrowthPlan
@@ -37,10 +38,15 @@ def from_tree(fresh: Mapping[str, jax.Array], plan: GrowthPlan) -> FreeValues:
 
     def values(piece: Piece, section: Section, number: int) -> jax.Array:
         part = split(fresh[piece.target.name], piece.target, plan.target)[number]
-        if "layers" not in section.axes:
-            return part
-        axis = section.axes.index("layers")
-        return jax.lax.slice_in_dim(part, piece.start, piece.start + piece.length, axis=axis)
+        if "layers" in section.axes:
+            axis = section.axes.index("layers")
+            part = jax.lax.slice_in_dim(part, piece.start, piece.start + piece.length, axis=axis)
+        if part.shape != section.shape:  # in an axis that the architecture does not know
+            raise BlueprintError(
+                f"{piece.target.path}: the fresh array's shape {fresh[piece.target.name].shape} "
+                f"differs from the parameter's in an axis that does not grow"
+            )
+        return part
 
     return values
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from growth.architecture import Architecture
-from growth.blueprint import Parameter, role_axis, size
+from growth.blueprint import Parameter, dim_size, role_axis, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ def fixed_sizes(parameter: Parameter, shape: tuple[int, ...], architecture: Arch
     """The sizes of those axes of an array that the architecture does not know."""
     sizes = {}
     for dim, names in zip(shape, parameter.rule.dims, strict=True):
-        unknown = [n for n in names if n != "role" and size(n, architecture, range(1)) is None]
-        known = [size(n, architecture, parameter.layers) for n in names if n not in unknown]
-        for name in unknown[:1]:
-            sizes[name] = dim // math.prod(n or 1 for n in known)
+        known, _ = dim_size(parameter, names, architecture)
+        for name in names:
+            if name != "role" and size(name, architecture, range(1)) is None:
+                sizes[name] = dim // known
     return sizes
 
 

@@ -129,7 +129,13 @@ def scaled_theta(layer: LayerShape, qk_dim: int) -> float:
     """A base θ̂ = θ^(k̂/k), so that the first k/2 frequencies θ̂^(-2i/k̂) are the old ones."""
     if qk_dim == layer.qk_dim:
         return layer.rope_theta
-    return layer.rope_theta ** (qk_dim / layer.qk_dim)
+    try:
+        return layer.rope_theta ** (qk_dim / layer.qk_dim)
+    except OverflowError:
+        raise GrowthError(
+            f"qk_dim cannot grow from {layer.qk_dim} to {qk_dim}: rope_theta would become "
+            f"{layer.rope_theta} ** {qk_dim / layer.qk_dim}, which no float can hold"
+        ) from None
 
 
 def plan(

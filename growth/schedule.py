@@ -105,3 +105,13 @@ def _check_names(entry: Mapping[str, Any], where: str) -> None:
             near = difflib.get_close_matches(name, _SIZES, 1)
             hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(_SIZES)}"
             raise ScheduleError(f"{where}: {name!r} cannot grow; {hint}")
+
+
+def flops_spent(stages: Sequence[Stage], step: int, tokens_per_step: int) -> float:
+    """The training FLOPs that a run has spent after `step` optimizer steps."""
+    return sum(
+        max(0, min(step, stage.stop) - stage.start)
+        * tokens_per_step
+        * stage.architecture.training_flops_per_token()
+        for stage in stages
+    )

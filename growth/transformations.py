@@ -257,6 +257,8 @@ class grow_to(Transformation):
 def _chosen(architecture: Architecture, layers: Sequence[int] | None) -> tuple[int, ...]:
     if layers is None:
         return unmoved(architecture)
+    if not isinstance(layers, Sequence) or len(set(layers)) != len(layers):
+        raise GrowthError(f"layers is {layers!r}, but it must be a sequence of different layers")
     for index in layers:
         if index not in range(architecture.num_layers):
             raise GrowthError(
@@ -269,6 +271,9 @@ def _one_for_each(name: str, size: Any, chosen: Sequence[int]) -> tuple[Any, ...
     values = tuple(size) if isinstance(size, Sequence) else (size,) * len(chosen)
     if len(values) != len(chosen):
         raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
+    for value in values:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise GrowthError(f"{name} is {value!r}, but it must be a whole number")
     return values
 
 

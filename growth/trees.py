@@ -5,6 +5,7 @@ box around an array, such as Flax's `Partitioned`, is no part of the path. An em
 optax's `MaskedNode`, stands for a leaf that is not there and is treated as a leaf.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,9 @@ def is_empty(node: Any) -> bool:
 def leaves(tree: Any) -> list[Leaf]:
     """The leaves of a tree, empty nodes included, in JAX's order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)
-    return [Leaf(keys, "/".join(_names(keys)), value) for keys, value in flat]
+    inner = {keys[:depth] for keys, _ in flat for depth in range(len(keys) + 1)}
+    children = collections.Counter(keys[:-1] for keys in inner)
+    return [Leaf(keys, "/".join(_names(keys, children)), value) for keys, value in flat]
 
 
 def with_names(keys: Keys, path: str) -> Keys:
@@ -86,8 +89,8 @@ def _children(node: Any) -> dict[KeyEntry, Any]:
     return {keys[0]: child for keys, child in flat}
 
 
-def _names(keys: Keys) -> list[str]:
-    boxed = len(keys) > 1 and keys[-1] == GetAttrKey("value")
+def _names(keys: Keys, children: Mapping[Keys, int]) -> list[str]:
+    boxed = len(keys) > 1 and keys[-1] == GetAttrKey("value") and children[keys[:-1]] == 1
     return [_name(key) for key in (keys[:-1] if boxed else keys)]
 
 
@@ -110,4 +113,6 @@ def _renamed(key: KeyEntry, name: str) -> KeyEntry:
             return DictKey(name)
         case SequenceKey():
             return SequenceKey(int(name))
+    if name != _name(key):
+        raise ValueError(f"{_name(key)!r} is an attribute, and cannot become {name!r} in growth")
     return key

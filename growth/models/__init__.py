@@ -1,5 +1,5 @@
 """Reference models in Flax, each beside its blueprint."""
 
-from growth.models.transformer import Transformer, blueprint, initial_parameters
+from growth.models.transformer import Transformer, blueprint, initial_parameters, logical_axes
 
-__all__ = ["Transformer", "blueprint", "initial_parameters"]
+__all__ = ["Transformer", "blueprint", "initial_parameters", "logical_axes"]

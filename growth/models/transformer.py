@@ -30,12 +30,15 @@ class Transformer(nn.Module):
       param_dtype: dtype of the parameters.
       remat: whether the backward pass computes each layer's activations anew instead of keeping
         them.
+      stream_sharding: how the residual stream [batch, length, embed] is split over a mesh, where it
+        is; None leaves that to the compiler.
     """
 
     architecture: Architecture
     dtype: Any = None
     param_dtype: Any = jnp.float32
     remat: bool = False
+    stream_sharding: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -58,7 +61,7 @@ class Transformer(nn.Module):
             shape = (arch.max_length, arch.embed_dim)
             position = self.param("position", init, shape, self.param_dtype)
             x += position[:length].astype(x.dtype)
-        x = _constrain(x)
+        x = _split(x, self.stream_sharding)
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
         for first, number in arch.runs:
             run = nn.scan(
@@ -70,6 +73,7 @@ class Transformer(nn.Module):
             )
             shape = arch.layers[first]
             x, _ = run(arch, shape, self.dtype, self.param_dtype, name=f"layers_{first}")(x, None)
+            x = _split(x, self.stream_sharding)
         if arch.final_norm:
             x = _norm(arch, self.dtype, self.param_dtype, "final_norm")(x)
         if arch.tied_embeddings:
@@ -105,7 +109,7 @@ class Layer(nn.Module):
         norm = functools.partial(_norm, self.architecture, self.dtype, self.param_dtype)
         x += Attention(*config, name="attention")(norm("attention_norm")(x))
         x += MLP(*config, name="mlp")(norm("mlp_norm")(x))
-        return _constrain(x), None
+        return x, None
 
 
 class Attention(nn.Module):
@@ -270,9 +274,8 @@ def _named(init: Any, *axes: str) -> Any:
     return nn.with_logical_partitioning(init, axes)
 
 
-def _constrain(x: jax.Array) -> jax.Array:
-    """Keeps the stream sharded by batch; without a mesh and rules it does nothing."""
-    return nn.with_logical_constraint(x, ("batch", "length", "stream"))
+def _split(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def initial_parameters(architecture: Architecture, key: jax.Array, **options: Any) -> Any:

@@ -69,7 +69,8 @@ class Checkpoints:
         """The steps of all complete checkpoints, ascending; waits for one that is being written."""
         self.wait()
         found = ocp.path.step.standard_name_format().find_all(self._directory)
-        return tuple(sorted(checkpoint.step for checkpoint in found))
+        # One without a time of commit is what is left where a run was killed while it deleted.
+        return tuple(sorted(c.step for c in found if c.commit_timestamp_nsecs is not None))
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""

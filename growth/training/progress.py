@@ -43,6 +43,14 @@ def format_power(number: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def format_bytes(number: float) -> str:
+    """`number` of bytes to about three digits: 812 B, 4.21 kB, 5.2 MB, 2.48 GB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} B"
+
+
 def format_duration(seconds: float) -> str:
     """`seconds` as hours, minutes and seconds: 0:42, 12:05, 3:00:59, 2d 4:00:00."""
     minutes, seconds = divmod(round(seconds), 60)

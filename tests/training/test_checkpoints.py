@@ -231,7 +231,7 @@ def test_metadata_that_is_not_json(tmp_path):
 
 def test_what_kept_a_checkpoint_from_being_written_is_raised(tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    with Checkpoints(tmp_path / "taken") as checkpoints, pytest.raises(OSError, match="taken"):
+    with pytest.raises(OSError, match="taken"), Checkpoints(tmp_path / "taken") as checkpoints:
         checkpoints.save(1, new_state(), new_iterator(), METADATA)
 
 
@@ -263,10 +263,25 @@ def test_a_run_that_is_killed_while_it_saves(tmp_path):
         assert checkpoints.steps() == (1,)
         assert left < {path.name for path in tmp_path.iterdir()}  # a reader removes nothing
         checkpoints.save(3, state, new_iterator(), {})
+        assert checkpoints.steps() == (1, 3)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
         checkpoints.save(2, state, new_iterator(), {})
         assert checkpoints.steps() == (1, 2, 3)
         assert_same(checkpoints.restore(2, abstract(state)), state)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3"]
+
+
+def test_what_was_being_deleted_does_not_count(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, new_state(), new_iterator(), METADATA)
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        assert checkpoints.steps() == (2,)
+        with pytest.raises(CheckpointError, match=r"no checkpoint at step 1 .* there are: 2"):
+            checkpoints.metadata(1)
+        checkpoints.save(3, new_state(), new_iterator(), METADATA)
+        assert checkpoints.steps() == (2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
 
 EIGHT_DEVICES = """

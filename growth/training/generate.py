@@ -1,0 +1,100 @@
+"""Text from a trained model."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from growth.models import Transformer
+from growth.training.data import Tokenizer
+
+
+def generate(
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> str:
+    """Continues a prompt.
+
+    The model sees the last `max_length` tokens. There is no cache of keys and values: every token
+    costs a forward pass over that window, which is fine for looking at a model.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      tokenizer: what its tokens mean.
+      prompt: the text to continue; not empty.
+      num_tokens: how many tokens to add.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: draws among this many likeliest tokens; None among all.
+      seed: decides what is drawn.
+
+    Returns:
+      The continuation, without the prompt.
+
+    Raises:
+      ValueError: an argument is out of range; the message names it.
+    """
+    if not prompt:
+        raise ValueError("prompt is empty, but it must have at least one character to continue")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens is {num_tokens}, but it must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}, but it must be at least 0")
+    vocab_size = model.architecture.vocab_size
+    if top_k is not None and not 1 <= top_k <= vocab_size:
+        raise ValueError(f"top_k is {top_k}, but it must be 1 to {vocab_size}, the vocabulary")
+
+    window = model.architecture.max_length
+    tokens = np.asarray(tokenizer.encode(prompt), np.int32)[-window:]
+    buffer = np.zeros(window, np.int32)
+    buffer[: len(tokens)] = tokens
+    drawn = _continue(
+        model,
+        params,
+        jnp.asarray(buffer),
+        jnp.asarray(len(tokens)),
+        jax.random.key(seed),
+        jnp.asarray(temperature, jnp.float32),
+        num_tokens,
+        top_k or vocab_size,
+    )
+    return tokenizer.decode(np.asarray(drawn).tolist())
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_tokens", "top_k"))
+def _continue(
+    model: Transformer,
+    params: Any,
+    buffer: jax.Array,
+    length: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    num_tokens: int,
+    top_k: int,
+) -> jax.Array:
+    """Draws tokens [num_tokens] that follow the first `length` tokens of a buffer [window]."""
+    window = buffer.shape[0]
+
+    def draw(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
+        buffer, length = carry
+        logits = model.apply({"params": params}, buffer[None])[0, length - 1].astype(jnp.float32)
+        least = jax.lax.top_k(logits, top_k)[0][-1]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+        token = jnp.where(temperature > 0, sampled, jnp.argmax(logits)).astype(jnp.int32)
+        full = length == window
+        buffer = jnp.where(full, jnp.roll(buffer, -1), buffer)
+        place = jnp.where(full, window - 1, length)
+        return (buffer.at[place].set(token), place + 1), token
+
+    _, drawn = jax.lax.scan(draw, (buffer, length), jax.random.split(key, num_tokens))
+    return drawn

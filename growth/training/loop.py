@@ -1,0 +1,134 @@
+"""The training loop: start or resume, train a stage, grow, train the next."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from growth.schedule import Stage
+from growth.training.config import TrainConfig
+from growth.training.metrics import FILE_NAME, read_metrics
+from growth.training.progress import format_count
+from growth.training.report import write_report
+from growth.training.run import (
+    Run,
+    log_evaluation,
+    log_samples,
+    log_steps,
+    open_run,
+    relative_difference,
+    save,
+)
+from growth.training.state import TrainState, grow_state, state_shardings
+from growth.training.step import Metrics, make_train_step
+
+
+def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
+    """Trains a run to its end, or until it is asked to stop; resumes what is in `workdir`.
+
+    Args:
+      config: the run.
+      workdir: its directory, for checkpoints, metrics.jsonl, tensorboard and report.html.
+
+    Returns:
+      The path of the report.
+
+    Raises:
+      ConfigError, DataError, MeshError, CheckpointError: the run cannot start; nothing is written.
+      DivergedError: the loss is no longer finite.
+    """
+    workdir = Path(workdir)
+    try:
+        with open_run(config, workdir) as (run, first, state):
+            for stage in run.stages[first.index :]:
+                if stage.plan is not None and int(state.step) == stage.start:
+                    state = grow(run, stage, state)
+                state = train_stage(run, stage, state)
+                if run.stop.requested:
+                    break
+            if int(state.step) < config.num_steps:
+                run.progress.note(f"stopped after step {state.step}; the same command goes on")
+    finally:
+        report = _report(config, workdir)
+    return report
+
+
+def train_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
+    """Trains one architecture, from where the state is to the end of its stage."""
+    config, step = run.config, int(state.step)
+    if step == stage.stop:
+        return state
+    train_step = _compiled_step(run, stage, state)
+    pending: list[Metrics] = []
+    began = time.perf_counter()
+    while step < stage.stop and not run.stop.requested:
+        state, metrics = train_step(state, run.next_batch())
+        step += 1
+        pending.append(metrics)
+
+        evaluates = step % config.eval_every == 0 or step == stage.stop
+        saves = step % config.checkpoint_every == 0 or step == stage.stop or run.stop.requested
+        if step % config.log_every == 0 or evaluates or saves:
+            log_steps(run, stage, step, pending, began)
+            if evaluates:
+                log_evaluation(run, stage, step, state)
+            if saves:
+                save(run, stage, step, state)
+            pending, began = [], time.perf_counter()
+    if step == stage.stop:
+        log_samples(run, stage, step, state)
+    return state
+
+
+def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
+    """Carries the state into a stage, and measures that the function stays the same."""
+    assert stage.plan is not None
+    before = run.stages[stage.index - 1]
+    loss_before = run.evaluate(before, state.params)
+    logits_before = run.logits(before, state.params)
+
+    began = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
+    grown = grow_state(state, stage.plan, run.tx, run.config.param_dtype, run.mesh, key)
+    jax.block_until_ready(grown)
+    seconds = time.perf_counter() - began
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        leaf.delete()  # donation frees nothing here, for no shape stays the same
+
+    loss_after = run.evaluate(stage, grown.params)
+    sizes = before.architecture.num_parameters, stage.architecture.num_parameters
+    run.metrics.write(
+        "growth",
+        stage.start,
+        stage=stage.index,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        logit_error=relative_difference(logits_before, run.logits(stage, grown.params)),
+        parameters_before=sizes[0],
+        parameters_after=sizes[1],
+        flops=run.flops(stage.start),
+        seconds=seconds,
+        changes=stage.plan.changes,
+    )
+    run.progress.note(
+        f"step {stage.start}  grew {format_count(sizes[0])} → {format_count(sizes[1])}  "
+        f"eval loss {loss_before:.6f} → {loss_after:.6f}"
+    )
+    return grown
+
+
+def _compiled_step(run: Run, stage: Stage, state: TrainState) -> Any:
+    """The train step of a stage, compiled before its first batch, so that speeds are of steps."""
+    shardings = state_shardings(stage.architecture, run.tx, run.config.param_dtype, run.mesh)
+    step = jax.jit(
+        make_train_step(run.model(stage), run.tx), donate_argnums=0, out_shardings=(shardings, None)
+    )
+    batch = jax.ShapeDtypeStruct(run.eval_set.shape[1:], "int32", sharding=run.batch_sharding)
+    return step.lower(state, batch).compile()
+
+
+def _report(config: TrainConfig, workdir: Path) -> Path:
+    records = read_metrics(workdir / FILE_NAME)
+    return write_report(workdir, title=workdir.name, stages=config.stages, records=records)

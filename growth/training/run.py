@@ -1,0 +1,303 @@
+"""A run: what it holds on to while it trains, how it starts or resumes, and what it writes down."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+
+from growth.architecture import Architecture
+from growth.models import Transformer
+from growth.schedule import Stage, flops_spent
+from growth.training import mesh as meshes
+from growth.training.checkpoints import Checkpoints
+from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
+from growth.training.data import Corpus, Tokenizer, eval_batches, load_corpus, train_iterator
+from growth.training.generate import generate
+from growth.training.interrupt import StopRequest, stop_request
+from growth.training.metrics import MetricsWriter
+from growth.training.optimization import learning_rate, make_optimizer
+from growth.training.progress import Progress, format_count
+from growth.training.state import TrainState, init_state, make_model, restorable_state
+from growth.training.step import Metrics, make_evaluation
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer finite; the message says where, and what there is to go back to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run holds on to. The training state is not in it: it is handed from step to step."""
+
+    config: TrainConfig
+    stages: tuple[Stage, ...]
+    mesh: Mesh
+    tx: optax.GradientTransformation
+    tokenizer: Tokenizer
+    batches: grain.DatasetIterator
+    eval_set: jax.Array  # [num_batches, batch, length + 1]
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    progress: Progress
+    stop: StopRequest
+
+    def model(self, stage: Stage) -> Transformer:
+        """The model of a stage, on the mesh."""
+        return make_model(self.config, stage.architecture, self.batch_sharding)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """How a batch [batch, ...] is split over the mesh."""
+        return NamedSharding(self.mesh, meshes.BATCH)
+
+    def next_batch(self) -> jax.Array:
+        """The next training batch [batch, length + 1]."""
+        return jax.make_array_from_process_local_data(self.batch_sharding, next(self.batches))
+
+    def flops(self, step: int) -> float:
+        """Training FLOPs spent after `step` steps."""
+        return flops_spent(self.stages, step, self.config.tokens_per_step)
+
+    def evaluate(self, stage: Stage, params: Any) -> float:
+        """Mean loss on the evaluation set, in nats per token."""
+        return float(_evaluation(self.model(stage))(params, self.eval_set))
+
+    def logits(self, stage: Stage, params: Any) -> jax.Array:
+        """Logits [batch, length, vocab] on the first batch of the evaluation set."""
+        return _logits(self.model(stage))(params, self.eval_set[0, :, :-1])
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, TrainState]]:
+    """Starts a run, or resumes the one in `workdir`.
+
+    Whatever can be wrong is found before anything is written. Gives the run, the stage it is in and
+    the training state. At the very end of a stage that is the stage, not yet the next one.
+
+    Raises:
+      ConfigError, DataError, MeshError, CheckpointError: the run cannot start.
+    """
+    stages = config.stages
+    mesh = meshes.make_mesh(config.mesh, config.batch_size)
+    corpus = load_corpus(config.data, config.architecture.max_length)
+    if corpus.tokenizer.vocab_size > config.architecture.vocab_size:
+        raise ConfigError(
+            f"architecture.vocab_size is {config.architecture.vocab_size}, but the tokenizer has "
+            f"{corpus.tokenizer.vocab_size} tokens"
+        )
+    tx = make_optimizer(config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_last=config.checkpoints_kept,
+        keep_steps=[stage.stop for stage in stages],
+    )
+    batches = train_iterator(
+        corpus.train,
+        batch_size=config.batch_size // jax.process_count(),
+        length=config.architecture.max_length,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    step = checkpoints.latest_step()
+    stage = _stage_at(stages, step or 0)
+    if step is None:
+        key = jax.random.key(config.seed)
+        state = init_state(stage.architecture, tx, config.param_dtype, mesh, key)
+    else:
+        _check_same_run(checkpoints.metadata(step), stage, step, workdir)
+        target = restorable_state(stage.architecture, tx, config.param_dtype, mesh)
+        state = checkpoints.restore(step, target, batches)
+
+    first = jax.process_index() == 0
+    logs = workdir if first else workdir / f"process_{jax.process_index()}"
+    total = flops_spent(stages, config.num_steps, config.tokens_per_step)
+    progress = Progress(config.num_steps, total, len(stages), console=Console(quiet=not first))
+    with (
+        checkpoints,
+        MetricsWriter(logs, step, wandb_project=config.wandb_project) as metrics,
+        progress,
+        stop_request() as stop,
+    ):
+        _write_config(config, logs)
+        progress.note(_greeting(corpus, mesh, stages, step))
+        eval_set = _eval_set(config, corpus, mesh)
+        run = Run(
+            config, stages, mesh, tx, corpus.tokenizer, batches, eval_set, checkpoints, metrics,
+            progress, stop,
+        )  # fmt: skip
+        yield run, stage, state
+
+
+def log_steps(
+    run: Run, stage: Stage, step: int, pending: Sequence[Metrics], seconds_before: float
+) -> None:
+    """Logs the steps since the last log, once it is sure that their losses are finite.
+
+    Args:
+      run: the run.
+      stage: its stage.
+      step: optimizer steps taken.
+      pending: the metrics of those steps.
+      seconds_before: `time.perf_counter()` before the first of them.
+
+    Raises:
+      DivergedError: a loss is not finite.
+    """
+    values = jax.device_get(list(pending))
+    seconds = time.perf_counter() - seconds_before
+    for index, metrics in enumerate(values):
+        if not math.isfinite(metrics["loss"]):
+            good = run.checkpoints.latest_step()
+            where = "there is no checkpoint" if good is None else f"the last good one is {good}"
+            raise DivergedError(
+                f"the loss of step {step - len(values) + index + 1} is {metrics['loss']}, in stage "
+                f"{stage.index + 1} of {len(run.stages)}; of the checkpoints, {where}. A lower "
+                f"optimizer.learning_rate or optimizer.clip_norm may help"
+            )
+    loss = float(np.mean([metrics["loss"] for metrics in values]))
+    speed = len(values) * run.config.tokens_per_step / seconds
+    schedule = learning_rate(run.config.optimizer, run.stages, run.config.tokens_per_step)
+    run.metrics.write(
+        "train",
+        step,
+        stage=stage.index,
+        loss=loss,
+        learning_rate=schedule(step - 1),
+        grad_norm=values[-1]["grad_norm"],
+        tokens_per_second=speed,
+        flops=run.flops(step),
+        seconds=run.metrics.seconds,
+    )
+    run.progress.update(step, loss, speed, run.flops(step), stage.index)
+
+
+def log_evaluation(run: Run, stage: Stage, step: int, state: TrainState) -> None:
+    """Evaluates and logs."""
+    loss = run.evaluate(stage, state.params)
+    run.metrics.write("eval", step, stage=stage.index, loss=loss, flops=run.flops(step))
+
+
+def log_samples(run: Run, stage: Stage, step: int, state: TrainState) -> None:
+    """Lets the model continue the configured prompts, for the report."""
+    samples = run.config.samples
+    for number, prompt in enumerate(samples.prompts):
+        text = generate(
+            make_model(run.config, stage.architecture),
+            state.params,
+            run.tokenizer,
+            prompt,
+            num_tokens=samples.num_tokens,
+            temperature=samples.temperature,
+            seed=run.config.seed + number,
+        )
+        run.metrics.write("sample", step, stage=stage.index, prompt=prompt, text=text)
+
+
+def save(run: Run, stage: Stage, step: int, state: TrainState) -> None:
+    """Saves the state, with all that is needed to load it again."""
+    about = {
+        "architecture": stage.architecture.to_dict(),
+        "stage": stage.index,
+        "config": run.config.to_dict(),
+    }
+    run.checkpoints.save(step, state, run.batches, about)
+
+
+@functools.cache
+def _evaluation(model: Transformer) -> Any:
+    return jax.jit(make_evaluation(model))
+
+
+@functools.cache
+def _logits(model: Transformer) -> Any:
+    return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
+
+
+@jax.jit
+def relative_difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    """max |b − a| / max |a|."""
+    return jnp.abs(b - a).max() / jnp.abs(a).max()
+
+
+def _stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that has taken step number `step`: at its very end a stage is not over yet."""
+    return next((stage for stage in stages if step <= stage.stop), stages[-1])
+
+
+def _check_same_run(saved: dict[str, Any], stage: Stage, step: int, workdir: Path) -> None:
+    there, here = Architecture.from_dict(saved["architecture"]), stage.architecture
+    if there == here:
+        return
+    fields = dataclasses.fields(Architecture)
+    pairs = {f.name: (getattr(there, f.name), getattr(here, f.name)) for f in fields}
+    differing = ", ".join(f"{n} {a} there and {b} here" for n, (a, b) in pairs.items() if a != b)
+    raise ConfigError(
+        f"workdir {workdir} belongs to another architecture: at step {step} it has {differing}. "
+        f"Give the config that it was begun with, or another workdir"
+    )
+
+
+def _eval_set(config: TrainConfig, corpus: Corpus, mesh: Mesh) -> jax.Array:
+    batches = eval_batches(
+        corpus.validation,
+        batch_size=config.batch_size,
+        length=config.architecture.max_length,
+        num_batches=config.eval_batches,
+    )
+    sharding = NamedSharding(mesh, PartitionSpec(None, *meshes.BATCH))
+    return jax.make_array_from_callback(batches.shape, sharding, lambda index: batches[index])
+
+
+def _greeting(corpus: Corpus, mesh: Mesh, stages: Sequence[Stage], step: int | None) -> str:
+    sizes = " → ".join(format_count(stage.architecture.num_parameters) for stage in stages)
+    shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    begun = "starts" if step is None else f"resumes after step {step}"
+    return (
+        f"{begun}: {sizes} parameters, {format_count(len(corpus.train))} training tokens of "
+        f"{corpus.num_files} files, mesh {shape}"
+    )
+
+
+def _write_config(config: TrainConfig, workdir: Path) -> None:
+    path = workdir / "config.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_model(
+    workdir: str | os.PathLike, step: int | None = None
+) -> tuple[Transformer, Any, TrainConfig]:
+    """The model of a run's checkpoint, its parameters, and the run's config.
+
+    Args:
+      workdir: the run's directory.
+      step: which checkpoint; None for the newest.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        about = checkpoints.metadata(0 if step is None else step)
+        config = parse(about["config"])
+        architecture = Architecture.from_dict(about["architecture"])
+        mesh = meshes.make_mesh(MeshConfig(data=1), batch_size=1)
+        target = restorable_state(architecture, make_optimizer(config), config.param_dtype, mesh)
+        state = checkpoints.restore(step or 0, target)
+    return make_model(config, architecture), state.params, config

@@ -1,0 +1,122 @@
+"""The training state: made on the mesh, grown on the mesh."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from growth.architecture import Architecture
+from growth.expand import expand
+from growth.models import Transformer, initial_parameters
+from growth.optimizer import expand_optimizer_state
+from growth.planning import GrowthPlan
+from growth.training import mesh as meshes
+from growth.training.config import TrainConfig
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step of training changes.
+
+    Attributes:
+      step: optimizer steps taken, int32.
+      params: the parameters.
+      opt_state: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def make_model(
+    config: TrainConfig, architecture: Architecture, stream_sharding: NamedSharding | None = None
+) -> Transformer:
+    """The model of a stage; its residual stream split over a mesh where a sharding is given."""
+    dtypes = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+    return Transformer(architecture, *dtypes, config.remat, stream_sharding)
+
+
+@functools.cache
+def abstract_state(
+    architecture: Architecture, tx: optax.GradientTransformation, param_dtype: str
+) -> TrainState:
+    """The shapes and dtypes of a state; allocates nothing."""
+    return jax.eval_shape(lambda: _init(architecture, tx, param_dtype, jax.random.key(0)))
+
+
+def state_partitions(
+    architecture: Architecture,
+    tx: optax.GradientTransformation,
+    param_dtype: str,
+    sizes: dict[str, int],
+) -> TrainState:
+    """How each leaf of a state is split over a mesh of the given sizes."""
+    abstract = abstract_state(architecture, tx, param_dtype)
+    params = meshes.parameter_partitions(architecture, abstract.params, sizes)
+    opt_state = meshes.optimizer_partitions(tx, abstract.opt_state, params)
+    return TrainState(PartitionSpec(), params, opt_state)
+
+
+def state_shardings(
+    architecture: Architecture, tx: optax.GradientTransformation, param_dtype: str, mesh: Mesh
+) -> TrainState:
+    """How each leaf of a state is split over the mesh."""
+    return meshes.shardings(mesh, state_partitions(architecture, tx, param_dtype, dict(mesh.shape)))
+
+
+def init_state(
+    architecture: Architecture,
+    tx: optax.GradientTransformation,
+    param_dtype: str,
+    mesh: Mesh,
+    key: jax.Array,
+) -> TrainState:
+    """A fresh state, each part of it made on the device that holds it."""
+    init = functools.partial(_init, architecture, tx, param_dtype)
+    shardings = state_shardings(architecture, tx, param_dtype, mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def restorable_state(
+    architecture: Architecture, tx: optax.GradientTransformation, param_dtype: str, mesh: Mesh
+) -> TrainState:
+    """The shapes, dtypes and shardings that a checkpoint is loaded into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state(architecture, tx, param_dtype),
+        state_shardings(architecture, tx, param_dtype, mesh),
+    )
+
+
+def grow_state(
+    state: TrainState,
+    plan: GrowthPlan,
+    tx: optax.GradientTransformation,
+    param_dtype: str,
+    mesh: Mesh,
+    key: jax.Array,
+) -> TrainState:
+    """Carries every leaf of a state to the larger architecture, on the mesh, without the host."""
+
+    def grow(state: TrainState, key: jax.Array) -> TrainState:
+        params = expand(state.params, plan, key)
+        opt_state = expand_optimizer_state(tx, state.opt_state, plan, key)
+        return TrainState(state.step, params, opt_state)
+
+    shardings = state_shardings(plan.target, tx, param_dtype, mesh)
+    return jax.jit(grow, out_shardings=shardings)(state, key)
+
+
+def _init(
+    architecture: Architecture, tx: optax.GradientTransformation, param_dtype: str, key: jax.Array
+) -> TrainState:
+    params = initial_parameters(architecture, key, param_dtype=jnp.dtype(param_dtype))
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

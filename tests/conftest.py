@@ -1,0 +1,57 @@
+"""Pytest's configuration: eight virtual devices, quick compilation, bounded memory."""
+
+import os
+
+# JAX reads these when it is imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # Programs run once here: compiling them fast matters more than how fast they are.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+_slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "default", max_examples=60, derandomize=True, deadline=None, suppress_health_check=_slow
+)
+settings.register_profile("full", max_examples=600, deadline=None, suppress_health_check=_slow)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full", action="store_true", help="also the long tests, and ten times the random cases"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: a long test, which runs with --full only")
+    settings.load_profile("full" if config.getoption("--full") else "default")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="module")
+def float64():
+    """Lets the tests of a module compute in float64, and no others."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Unloads compiled programs: a process may hold only so many (memory maps run out)."""
+    yield
+    jax.clear_caches()

@@ -1,0 +1,149 @@
+"""Small networks for tests: architectures of every kind, steps for them, parameters, logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import growth
+from growth import Architecture, trees
+from growth.models import Transformer
+from growth.models.transformer import initial_parameters
+
+TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
+
+# Unlike the default kind, this kind of key compiles fast on a CPU.
+KEY = jax.random.key(0, impl="rbg")
+
+_SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=2, norm_eps=1e-3)
+
+ARCHITECTURES = {
+    "paper": Architecture.paper(**_SIZES, num_heads=2, qk_dim=3, v_dim=5, mlp_dim=7),
+    "llama": Architecture.llama(
+        **_SIZES, num_heads=4, num_kv_heads=2, qk_dim=4, mlp_dim=7, tied_embeddings=True
+    ),
+    "gpt2": Architecture.gpt2(**_SIZES, num_heads=2, mlp_dim=7),
+    # What the others leave out, and layers that differ.
+    "mixed": Architecture(
+        **_SIZES,
+        num_heads=(4, 2),
+        num_kv_heads=(2, 1),
+        qk_dim=(2, 4),
+        v_dim=(3, 2),
+        mlp_dim=7,
+        rope_theta=(100.0, 10000.0),
+        norm="layernorm",
+        activation="gelu",
+        use_bias=("norm", "query", "key", "mlp_out"),
+        final_norm=False,
+        causal=False,
+    ),
+}
+
+
+def single_steps(architecture):
+    """Each of the six transformations, with both ways to add heads and several places of layers."""
+    heads = [layer.num_heads for layer in architecture.layers]
+    groups = [layer.num_kv_heads for layer in architecture.layers]
+    return {
+        "mlp": growth.mlp_expansion(9),
+        "mlp of one layer": growth.mlp_expansion(8, layers=(1,)),
+        "whole groups": growth.head_addition([2 * e for e in heads]),
+        "queries in groups": growth.head_addition([2 * e for e in heads], groups),
+        "v": growth.heads_expansion(6),
+        "qk": growth.attention_expansion(8),
+        "qk of one layer": growth.attention_expansion(6, layers=(0,)),
+        "embed": growth.hidden_dimension_expansion(10),
+        "layer at the bottom": growth.layer_addition(1, position=0),
+        "layers between": growth.layer_addition(2, position=1),
+        "layer on top": growth.layer_addition(1),
+    }
+
+
+def all_steps(architecture):
+    """The six transformations at once, on subsets of the layers where that is possible."""
+    heads = [layer.num_heads for layer in architecture.layers]
+    groups = [layer.num_kv_heads for layer in architecture.layers]
+    return growth.compose(
+        growth.head_addition([4 * e for e in heads], [2 * g for g in groups]),
+        growth.layer_addition(1, position=1),
+        growth.mlp_expansion(9),
+        growth.mlp_expansion(10, layers=(2,)),
+        growth.attention_expansion(6, layers=(0,)),
+        growth.attention_expansion(8),
+        growth.heads_expansion(6, layers=(0, 1)),
+        growth.hidden_dimension_expansion(10),
+    )
+
+
+@functools.cache
+def abstract_parameters(architecture):
+    """Shapes of the parameters, and the names of their paths."""
+    tree = jax.eval_shape(lambda: initial_parameters(architecture, KEY))
+    return tree, tuple(leaf.path for leaf in trees.leaves(tree))
+
+
+def random_parameters(architecture, seed=0, dtype=np.float64, embedding=1.0):
+    """Parameters far from their initialization: gains and biases, too, are anything.
+
+    `embedding` multiplies what enters the stream at the bottom.
+    """
+    tree, paths = abstract_parameters(architecture)
+    random = np.random.default_rng(seed)
+    values = []
+    for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
+        value = 0.5 * random.standard_normal(leaf.shape)
+        value += 1.0 if path.endswith("norm/scale") else 0.0
+        value *= embedding if path in ("embed/embedding", "position") else 1.0
+        values.append(value.astype(dtype))
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+@functools.cache
+def _apply(architecture):
+    return jax.jit(Transformer(architecture).apply)
+
+
+def logits(architecture, parameters, tokens=TOKENS):
+    """The logits of some tokens, as a numpy array."""
+    return np.asarray(_apply(architecture)({"params": parameters}, tokens))
+
+
+def difference(old, new):
+    """The largest difference of logits, relative to the largest logit."""
+    assert np.isfinite(old).all()
+    assert np.isfinite(new).all()
+    return float(np.abs(old - new).max() / np.abs(old).max())
+
+
+def assert_same_trees(one, other):
+    """Equal structure, dtypes and values, to the last bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def by_layer(tree, architecture):
+    """The arrays of the reference model by name, and those of each layer apart.
+
+    `"layers_0/mlp/up/kernel"`, an array of a run of two layers, becomes `(0, "mlp/up/kernel")` and
+    `(1, "mlp/up/kernel")`; an array of no layer becomes `(None, name)`.
+    """
+    arrays = {}
+    for leaf in trees.leaves(tree):
+        head, _, name = leaf.path.partition("/")
+        if head.startswith("layers_"):
+            first = int(head.removeprefix("layers_"))
+            number = dict(architecture.runs)[first]
+            assert leaf.value.shape[0] == number
+            arrays |= {(first + i, name): leaf.value[i] for i in range(number)}
+        else:
+            arrays[None, leaf.path] = leaf.value
+    return arrays
+
+
+
+def with_dtype(tree, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
