@@ -249,7 +249,10 @@ class Architecture:
         missing = [name for name in required if name not in fields]
         if missing:
             raise ArchitectureError(f"an architecture needs {', '.join(missing)}")
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+        }
+        return cls(**values)
 
     def to_json(self) -> str:
         """This architecture as a JSON object."""
@@ -279,7 +282,7 @@ class Architecture:
         RMSNorm, ReLU, an MLP with biases and attention without, learned positions, `qk_dim` and
         `v_dim` independent of each other, no final norm.
         """
-        preset = dict(
+        preset: dict[str, Any] = dict(
             norm="rmsnorm",
             position="learned",
             activation="relu",
@@ -293,7 +296,7 @@ class Architecture:
     @classmethod
     def gpt2(cls, **fields: Any) -> Self:
         """GPT-2's: LayerNorm, GELU, biases everywhere, learned positions, tied embeddings."""
-        preset = dict(
+        preset: dict[str, Any] = dict(
             norm="layernorm",
             norm_eps=1e-5,
             position="learned",

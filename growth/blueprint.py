@@ -173,7 +173,8 @@ class Blueprint:
         located = self.locate(known)
         located |= {path: m[0] for path in empty if len(m := list(self._matches(path))) == 1}
 
-        parameters, problems = {}, []
+        parameters: dict[str, Parameter] = {}
+        problems: list[str] = []
         for path, (rule, indices, prefix) in located.items():
             layers = _layers_of(rule, indices, architecture)
             parameter = Parameter(rule, tuple(indices.items()), prefix, layers)

@@ -98,6 +98,7 @@ def free_values(
 ) -> FreeValues:
     """The free values that the arguments of `expand` ask for; see there."""
     if copy:
+        assert key is not None
         return sources.copies(_by_name(tree, blueprint, plan.source), plan, key)
     if fresh is None:
         fresh = _reference_model().initial_parameters(plan.target, key)
@@ -217,7 +218,7 @@ def _grow_piece(
             piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)
         ]
         olds = [_old_entries(u, piece, section, number, arrays, plan, degree) for u in units]
-        block = sum(old.astype(_wide(dtype)) for old in olds) / len(olds)
+        block = jnp.mean(jnp.stack(olds).astype(_wide(dtype)), axis=0)
     else:
         block = _old_entries(piece.source, piece, section, number, arrays, plan, degree)
 
@@ -261,9 +262,9 @@ def _old_entries(
     scale = ROLES[section.role].scale
     if scale is None:
         return old
-    axis, power = scale
-    before = size(axis, plan.source, source.layers) or 1
-    after = size(axis, plan.target, piece.target.layers) or 1
+    scaled_axis, power = scale
+    before = size(scaled_axis, plan.source, source.layers) or 1
+    after = size(scaled_axis, plan.target, piece.target.layers) or 1
     factor = (after / before) ** (power * degree)
     return old if factor == 1 else old.astype(_wide(old.dtype)) * factor
 

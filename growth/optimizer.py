@@ -16,9 +16,9 @@ import jax
 import optax
 from optax import contrib
 
-from growth import free
 from growth.blueprint import Blueprint
 from growth.expand import blueprint_for, check_free, free_values, grow
+from growth.free import FreeValues, zeros
 from growth.planning import GrowthPlan
 
 PARAMETER = 1
@@ -92,7 +92,7 @@ def _expand(
     copy: bool,
 ) -> Any:
     def grown(tree: Any, degree: int) -> Any:
-        new_entries = free.zeros
+        new_entries: FreeValues = zeros
         if degree == PARAMETER:
             new_entries = free_values(tree, fresh, key, plan, blueprint, copy)
         return grow(tree, plan, blueprint, new_entries, degree, like=fresh)

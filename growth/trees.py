@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyEntry, SequenceKey
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-Keys = tuple[KeyEntry, ...]
+Key = Any  # one of the four above, or what a custom node has
+Keys = tuple[Key, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Leaf:
 
 def is_empty(node: Any) -> bool:
     """Whether a node holds no leaf at all."""
-    return jax.tree.structure(node).num_leaves == 0
+    return not jax.tree.leaves(node)
 
 
 def leaves(tree: Any) -> list[Leaf]:
@@ -71,20 +72,21 @@ def _build(items: list[tuple[Keys, Keys, Any, Any]]) -> Any:
     keys, _, value, node = items[0]
     if not keys:
         return value
-    groups: dict[KeyEntry, list[tuple[Keys, Keys, Any, Any]]] = {}
+    groups: dict[Key, list[tuple[Keys, Keys, Any, Any]]] = {}
     for keys, model, value, parent in items:
         child = _children(parent)[model[0]]
         groups.setdefault(keys[0], []).append((keys[1:], model[1:], value, child))
     built = {key: _build(group) for key, group in groups.items()}
     if isinstance(node, Mapping):
-        return type(node)({key.key: value for key, value in built.items()})  # type: ignore[call-arg, attr-defined]
+        kind: Any = type(node)  # takes a dict: a Mapping need not, but every one in use does
+        return kind({key.key: value for key, value in built.items()})
     if type(node) in (list, tuple):
-        return type(node)(value for _, value in sorted(built.items(), key=lambda i: i[0].idx))  # type: ignore[attr-defined]
+        return type(node)(value for _, value in sorted(built.items(), key=lambda i: i[0].idx))
     treedef = jax.tree.structure(node, is_leaf=lambda x: x is not node)
     return jax.tree.unflatten(treedef, [built[key] for key in _children(node)])
 
 
-def _children(node: Any) -> dict[KeyEntry, Any]:
+def _children(node: Any) -> dict[Key, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     return {keys[0]: child for keys, child in flat}
 
@@ -94,7 +96,7 @@ def _names(keys: Keys, children: Mapping[Keys, int]) -> list[str]:
     return [_name(key) for key in (keys[:-1] if boxed else keys)]
 
 
-def _name(key: KeyEntry) -> str:
+def _name(key: Key) -> str:
     match key:
         case DictKey(key=name) | FlattenedIndexKey(key=name):
             return str(name)
@@ -105,7 +107,7 @@ def _name(key: KeyEntry) -> str:
     return str(key)
 
 
-def _renamed(key: KeyEntry, name: str) -> KeyEntry:
+def _renamed(key: Key, name: str) -> Key:
     match key:
         case DictKey(key=int()):
             return DictKey(int(name))

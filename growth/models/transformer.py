@@ -58,8 +58,8 @@ class Transformer(nn.Module):
         x = embed(tokens)
         if arch.position == "learned":
             init = _named(nn.linear.default_embed_init, "length", "embed")
-            shape = (arch.max_length, arch.embed_dim)
-            position = self.param("position", init, shape, self.param_dtype)
+            table = (arch.max_length, arch.embed_dim)
+            position = self.param("position", init, table, self.param_dtype)
             x += position[:length].astype(x.dtype)
         x = _split(x, self.stream_sharding)
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
@@ -276,6 +276,13 @@ def _named(init: Any, *axes: str) -> Any:
 
 def _split(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def logits(model: Transformer, params: Any, tokens: jax.Array) -> jax.Array:
+    """Logits [batch, length, vocab] of int tokens [batch, length]; `params` as plain dicts."""
+    result = model.apply({"params": params}, tokens)
+    assert isinstance(result, jax.Array)
+    return result
 
 
 def initial_parameters(architecture: Architecture, key: jax.Array, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from rich import box
@@ -94,5 +95,5 @@ def _heads(architecture: Architecture) -> str:
     return f"{_show(architecture.num_heads)} ({_show(architecture.num_kv_heads)} kv)"
 
 
-def _show(value: int | tuple[int, ...]) -> str:
+def _show(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)

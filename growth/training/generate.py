@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from growth.models import Transformer
+from growth.models import Transformer, logits
 from growth.training.data import Tokenizer
 
 
@@ -86,11 +86,11 @@ def _continue(
 
     def draw(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
         buffer, length = carry
-        logits = model.apply({"params": params}, buffer[None])[0, length - 1].astype(jnp.float32)
-        least = jax.lax.top_k(logits, top_k)[0][-1]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
-        sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-        token = jnp.where(temperature > 0, sampled, jnp.argmax(logits)).astype(jnp.int32)
+        scores = logits(model, params, buffer[None])[0, length - 1].astype(jnp.float32)
+        least = jax.lax.top_k(scores, top_k)[0][-1]
+        scores = jnp.where(scores >= least, scores, -jnp.inf)
+        sampled = jax.random.categorical(key, scores / jnp.maximum(temperature, 1e-6))
+        token = jnp.where(temperature > 0, sampled, jnp.argmax(scores)).astype(jnp.int32)
         full = length == window
         buffer = jnp.where(full, jnp.roll(buffer, -1), buffer)
         place = jnp.where(full, window - 1, length)

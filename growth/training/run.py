@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from growth.architecture import Architecture
-from growth.models import Transformer
+from growth.models import Transformer, logits
 from growth.schedule import Stage, flops_spent
 from growth.training import mesh as meshes
 from growth.training.checkpoints import Checkpoints
@@ -225,7 +225,7 @@ def _evaluation(model: Transformer) -> Any:
 
 @functools.cache
 def _logits(model: Transformer) -> Any:
-    return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
+    return jax.jit(functools.partial(logits, model))
 
 
 @jax.jit

@@ -26,12 +26,12 @@ class TrainState:
     """What a step of training changes.
 
     Attributes:
-      step: optimizer steps taken, int32.
+      step: optimizer steps taken, int32 [].
       params: the parameters.
       opt_state: the optimizer's state.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
 

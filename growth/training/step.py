@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growth.models import Transformer
+from growth.models import Transformer, logits
 from growth.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -21,9 +21,9 @@ def loss(model: Transformer, params: Any, batch: jax.Array) -> jax.Array:
       params: its parameters.
       batch: int32 [batch, length + 1].
     """
-    logits = model.apply({"params": params}, batch[:, :-1])
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+    scores = logits(model, params, batch[:, :-1])
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch[:, 1:]).mean()
 
 
 def make_train_step(
