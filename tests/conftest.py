@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import networks
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -50,8 +51,14 @@ def float64():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _bounded_programs():
+    """Keeps compiled programs from using up the memory maps that a process may have."""
+    yield
+    networks.forget_programs(every=32)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _forget_programs():
-    """Unloads compiled programs: a process may hold only so many (memory maps run out)."""
+def _no_old_programs():
     yield
     jax.clear_caches()

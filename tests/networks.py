@@ -1,6 +1,7 @@
 """Small networks for tests: architectures of every kind, steps for them, parameters, logits."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,15 @@ def difference(old, new):
     return float(np.abs(old - new).max() / np.abs(old).max())
 
 
+_programs = itertools.count(1)
+
+
+def forget_programs(every):
+    """Unloads compiled programs at every so many calls: a process runs out of memory maps else."""
+    if next(_programs) % every == 0:
+        jax.clear_caches()
+
+
 def assert_same_trees(one, other):
     """Equal structure, dtypes and values, to the last bit."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
@@ -142,7 +152,6 @@ def by_layer(tree, architecture):
         else:
             arrays[None, leaf.path] = leaf.value
     return arrays
-
 
 
 def with_dtype(tree, dtype):

@@ -75,11 +75,8 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
     ):
         console.print(line, highlight=False)
     if math.prod(sizes.values()) > jax.device_count():
-        console.print(
-            f"This machine has {jax.device_count()} devices; the run needs "
-            f"{math.prod(sizes.values())}.",
-            highlight=False,
-        )
+        needs = f"the run needs {math.prod(sizes.values())} devices"
+        console.print(f"{needs}, and this machine has {jax.device_count()}", highlight=False)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
