@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, settings
 
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "default", max_examples=60, derandomize=True, deadline=None, suppress_health_check=_slow
+    "default", max_examples=55, derandomize=True, deadline=None, suppress_health_check=_slow
 )
-settings.register_profile("full", max_examples=600, deadline=None, suppress_health_check=_slow)
+settings.register_profile("full", max_examples=550, deadline=None, suppress_health_check=_slow)
 
 
 def pytest_addoption(parser):

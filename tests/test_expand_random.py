@@ -45,7 +45,7 @@ FAMILIES = {
 
 # A tree of random values is the hardest source, since an initializer leaves much at zero or one; it
 # is also the one that compiles fast.
-FRESH = ["tree"] * 6 + ["copy", None]
+FRESH = ["tree"] * 10 + ["copy", None]
 
 
 @st.composite

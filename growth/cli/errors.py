@@ -4,6 +4,9 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from absl import app
+
+from growth.training.config import ConfigError
 from growth.training.run import DivergedError
 
 
@@ -12,13 +15,30 @@ def reported() -> Iterator[None]:
     """Prints an error of the input and exits with 2; exits with 3 where training diverged.
 
     All errors that the input can cause are `ValueError`s that say what was given and what is
-    accepted. Anything else is a defect, and keeps its traceback.
+    accepted, or `OSError`s that name a file. Anything else is a defect, and keeps its traceback.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags of a command, for `app.run`; gives the arguments that are left.
+
+    A field that a config does not have is an error of one line, like all others.
+    """
+    with reported():
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:
+            # That is how a locked config refuses a name: the cause is its argument.
+            cause = error.args[0] if error.args else None
+            if not isinstance(cause, KeyError):
+                raise
+            what = ". ".join(str(cause.args[0]).splitlines())
+            raise ConfigError(f"unknown field of the config: {what}") from error

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
 from growth.schedule import Stage, stages, training_flops
@@ -192,13 +193,22 @@ def defaults(**architecture: Any) -> ml_collections.ConfigDict:
     Args:
       **architecture: the fields of the architecture to start with.
     """
-    config = ml_collections.ConfigDict({"architecture": architecture})
+    config = ml_collections.ConfigDict({"architecture": _all_fields(architecture)})
     for field in dataclasses.fields(TrainConfig):
         if field.name in _PARTS:
             config[field.name] = dataclasses.asdict(_PARTS[field.name]())
         elif field.name != "architecture":
             config[field.name] = field.default
     return config
+
+
+def _all_fields(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The given fields of an architecture, and the defaults of the others."""
+    fields = dataclasses.fields(Architecture)
+    optional = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    # A config would not let None be changed, but for a placeholder.
+    unset = {name: placeholder(object) for name, value in optional.items() if value is None}
+    return optional | unset | architecture
 
 
 def parse(config: Mapping[str, Any]) -> TrainConfig:

@@ -31,7 +31,7 @@ def generate(
       model: the model.
       params: its parameters.
       tokenizer: what its tokens mean.
-      prompt: the text to continue; not empty.
+      prompt: the text to continue; at least one token.
       num_tokens: how many tokens to add.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draws among this many likeliest tokens; None among all.
@@ -43,8 +43,9 @@ def generate(
     Raises:
       ValueError: an argument is out of range; the message names it.
     """
-    if not prompt:
-        raise ValueError("prompt is empty, but it must have at least one character to continue")
+    tokens = np.asarray(tokenizer.encode(prompt), np.int32)
+    if not len(tokens):
+        raise ValueError(f"prompt is {prompt!r}, but it must have at least one token to continue")
     if num_tokens < 1:
         raise ValueError(f"num_tokens is {num_tokens}, but it must be at least 1")
     if temperature < 0:
@@ -54,7 +55,7 @@ def generate(
         raise ValueError(f"top_k is {top_k}, but it must be 1 to {vocab_size}, the vocabulary")
 
     window = model.architecture.max_length
-    tokens = np.asarray(tokenizer.encode(prompt), np.int32)[-window:]
+    tokens = tokens[-window:]
     buffer = np.zeros(window, np.int32)
     buffer[: len(tokens)] = tokens
     drawn = _continue(

@@ -40,8 +40,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
       DivergedError: the loss is no longer finite.
     """
     workdir = Path(workdir)
-    try:
-        with open_run(config, workdir) as (run, first, state):
+    with open_run(config, workdir) as (run, first, state):
+        try:
             for stage in run.stages[first.index :]:
                 if stage.plan is not None and int(state.step) == stage.start:
                     state = grow(run, stage, state)
@@ -50,35 +50,39 @@ def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
                     break
             if int(state.step) < config.num_steps:
                 run.progress.note(f"stopped after step {state.step}; the same command goes on")
-    finally:
-        report = _report(config, workdir)
+        finally:
+            report = _report(config, workdir)
     return report
 
 
 def train_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """Trains one architecture, from where the state is to the end of its stage."""
     config, step = run.config, int(state.step)
-    if step == stage.stop:
+    if step >= stage.stop:
         return state
     train_step = _compiled_step(run, stage, state)
     pending: list[Metrics] = []
     began = time.perf_counter()
-    while step < stage.stop and not run.stop.requested:
+    last = False
+    while not last:
         state, metrics = train_step(state, run.next_batch())
         step += 1
         pending.append(metrics)
 
-        evaluates = step % config.eval_every == 0 or step == stage.stop
-        saves = step % config.checkpoint_every == 0 or step == stage.stop or run.stop.requested
+        ends = step == stage.stop
+        # Read once, so that the run never stops at a step that it has not saved.
+        last = ends or run.stop.requested
+        evaluates = step % config.eval_every == 0 or ends
+        saves = step % config.checkpoint_every == 0 or last
         if step % config.log_every == 0 or evaluates or saves:
             log_steps(run, stage, step, pending, began)
             if evaluates:
                 log_evaluation(run, stage, step, state)
+            if ends:
+                log_samples(run, stage, step, state)
             if saves:
                 save(run, stage, step, state)
             pending, began = [], time.perf_counter()
-    if step == stage.stop:
-        log_samples(run, stage, step, state)
     return state
 
 

@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("vocab", "tensor"),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(dict(RULES)["batch"])
 
 
 class MeshError(ValueError):

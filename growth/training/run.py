@@ -23,7 +23,7 @@ from growth.architecture import Architecture
 from growth.models import Transformer, logits
 from growth.schedule import Stage, flops_spent
 from growth.training import mesh as meshes
-from growth.training.checkpoints import Checkpoints
+from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
 from growth.training.data import Corpus, Tokenizer, eval_batches, load_corpus, train_iterator
 from growth.training.generate import generate
@@ -160,15 +160,11 @@ def log_steps(
     """
     values = jax.device_get(list(pending))
     seconds = time.perf_counter() - seconds_before
-    for index, metrics in enumerate(values):
+    for number, metrics in enumerate(values, start=step - len(values) + 1):
         if not math.isfinite(metrics["loss"]):
-            good = run.checkpoints.latest_step()
-            where = "there is no checkpoint" if good is None else f"the last good one is {good}"
-            raise DivergedError(
-                f"the loss of step {step - len(values) + index + 1} is {metrics['loss']}, in stage "
-                f"{stage.index + 1} of {len(run.stages)}; of the checkpoints, {where}. A lower "
-                f"optimizer.learning_rate or optimizer.clip_norm may help"
-            )
+            # A step computes its loss before it changes the parameters.
+            what = f"loss of step {number} is {metrics['loss']}"
+            raise _diverged(run, stage, number - 1, what)
     loss = float(np.mean([metrics["loss"] for metrics in values]))
     speed = len(values) * run.config.tokens_per_step / seconds
     schedule = learning_rate(run.config.optimizer, run.stages, run.config.tokens_per_step)
@@ -187,8 +183,14 @@ def log_steps(
 
 
 def log_evaluation(run: Run, stage: Stage, step: int, state: TrainState) -> None:
-    """Evaluates and logs."""
+    """Evaluates and logs.
+
+    Raises:
+      DivergedError: the loss is not finite.
+    """
     loss = run.evaluate(stage, state.params)
+    if not math.isfinite(loss):
+        raise _diverged(run, stage, step, f"evaluation loss after step {step} is {loss}")
     run.metrics.write("eval", step, stage=stage.index, loss=loss, flops=run.flops(step))
 
 
@@ -216,6 +218,16 @@ def save(run: Run, stage: Stage, step: int, state: TrainState) -> None:
         "config": run.config.to_dict(),
     }
     run.checkpoints.save(step, state, run.batches, about)
+
+
+def _diverged(run: Run, stage: Stage, bad_step: int, what: str) -> DivergedError:
+    """The error where the parameters after `bad_step` steps no longer give a finite loss."""
+    good = [step for step in run.checkpoints.steps() if step < bad_step]
+    return DivergedError(
+        f"the {what}, in stage {stage.index + 1} of {len(run.stages)}; last good checkpoint: "
+        f"{f'step {good[-1]}' if good else 'none'}. A lower optimizer.learning_rate or "
+        f"optimizer.clip_norm may help"
+    )
 
 
 @functools.cache
@@ -294,10 +306,12 @@ def load_model(
     """
     with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
         step = checkpoints.latest_step() if step is None else step
-        about = checkpoints.metadata(0 if step is None else step)
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {workdir}")
+        about = checkpoints.metadata(step)
         config = parse(about["config"])
         architecture = Architecture.from_dict(about["architecture"])
         mesh = meshes.make_mesh(MeshConfig(data=1), batch_size=1)
         target = restorable_state(architecture, make_optimizer(config), config.param_dtype, mesh)
-        state = checkpoints.restore(step or 0, target)
+        state = checkpoints.restore(step, target)
     return make_model(config, architecture), state.params, config
