@@ -268,7 +268,8 @@ def _chosen(architecture: Architecture, layers: Sequence[int] | None) -> tuple[i
 
 
 def _one_for_each(name: str, size: Any, chosen: Sequence[int]) -> tuple[Any, ...]:
-    values = tuple(size) if isinstance(size, Sequence) else (size,) * len(chosen)
+    several = isinstance(size, Sequence) and not isinstance(size, str)
+    values = tuple(size) if several else (size,) * len(chosen)
     if len(values) != len(chosen):
         raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
     for value in values:

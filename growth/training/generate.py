@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from growth.models import Transformer, logits
-from growth.training.data import Tokenizer
+from growth.training.tokenizers import Tokenizer
 
 
 def generate(

@@ -25,7 +25,7 @@ from growth.schedule import Stage, flops_spent
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
-from growth.training.data import Corpus, Tokenizer, eval_batches, load_corpus, train_iterator
+from growth.training.data import Corpus, eval_batches, load_corpus, train_iterator
 from growth.training.generate import generate
 from growth.training.interrupt import StopRequest, stop_request
 from growth.training.metrics import MetricsWriter
@@ -33,6 +33,7 @@ from growth.training.optimization import learning_rate, make_optimizer
 from growth.training.progress import Progress, format_count
 from growth.training.state import TrainState, init_state, make_model, restorable_state
 from growth.training.step import Metrics, make_evaluation
+from growth.training.tokenizers import Tokenizer
 
 
 class DivergedError(RuntimeError):

@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from growth.training.data import (
-    ByteTokenizer,
-    DataConfig,
-    DataError,
-    eval_batches,
-    load_corpus,
-    load_tokenizer,
-    train_iterator,
-)
+from growth.training.data import DataConfig, eval_batches, load_corpus, train_iterator
+from growth.training.tokenizers import ByteTokenizer, DataError, load_tokenizer
 
 LENGTH = 8
 

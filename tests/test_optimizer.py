@@ -1,0 +1,212 @@
+"""Optimizer states grow with the parameters: nothing is lost, and old moments are the true ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+from networks import ARCHITECTURES, KEY, random_parameters
+from optax import contrib
+
+import growth
+from growth.models import Transformer
+from growth.training.optimization import decayed
+from growth.training.state import TrainState
+from growth.training.step import loss, make_train_step
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+EXACT = 1e-10
+
+
+def others(parameters):
+    return jax.tree.map(lambda decays: not decays, decayed(parameters))
+
+
+OPTIMIZERS = {
+    "the gradient itself": optax.trace(decay=0.0),
+    "sgd": optax.sgd(1e-2, momentum=0.9),
+    "nesterov": optax.sgd(1e-2, momentum=0.9, nesterov=True),
+    "adam": optax.adam(1e-3),
+    "adamw": optax.adamw(optax.linear_schedule(0.0, 1e-3, 10), mask=decayed),
+    "lion": optax.lion(1e-4),
+    "chain": optax.chain(optax.clip_by_global_norm(1e6), optax.adam(1e-3)),
+    "masked": optax.chain(
+        optax.masked(optax.scale_by_adam(), decayed), optax.masked(optax.trace(0.9), others)
+    ),
+}
+
+
+def plan_of(name):
+    return networks.all_steps(ARCHITECTURES[name])(ARCHITECTURES[name])
+
+
+@functools.cache
+def parameters(name):
+    return random_parameters(ARCHITECTURES[name])
+
+
+@functools.cache
+def grown_parameters(name):
+    plan = plan_of(name)
+    return growth.expand(parameters(name), plan, fresh=random_parameters(plan.target, seed=1))
+
+
+@functools.cache
+def gradients(name, grown):
+    """The gradients of three batches, stacked; in the grown network, or in the one it came from."""
+    plan = plan_of(name)
+    model = Transformer(plan.target if grown else plan.source)
+    batches = np.random.default_rng(1).integers(0, 11, (3, 4, 9))
+    gradient = jax.grad(lambda parameters, batch: loss(model, parameters, batch))
+    every = jax.jit(lambda p: jax.lax.map(lambda batch: gradient(p, batch), batches))
+    return every(grown_parameters(name) if grown else parameters(name))
+
+
+def accumulated(tx, name, grown=False):
+    """The state that an optimizer has after those gradients."""
+
+    def accumulate(parameters, gradients):
+        take = lambda state, gradient: (tx.update(gradient, state, parameters)[1], None)  # noqa: E731
+        return jax.lax.scan(take, tx.init(parameters), gradients)[0]
+
+    weights = grown_parameters(name) if grown else parameters(name)
+    return jax.jit(accumulate)(weights, gradients(name, grown))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["paper", "llama"])
+def test_old_moments_are_those_of_the_grown_network(name, optimizer):
+    """Growing the moments is the same as gathering them in the grown network from the start."""
+    tx, plan = OPTIMIZERS[optimizer], plan_of(name)
+    state = accumulated(tx, name)
+    grown = growth.expand_optimizer_state(tx, state, plan)
+    truth = accumulated(tx, name, grown=True)
+    assert jax.tree.structure(grown) == jax.tree.structure(truth)
+
+    # An entry is old where a one grows into anything but zero.
+    ones = jax.tree.map(jnp.ones_like, state)
+    places = growth.expand_optimizer_state(tx, ones, plan)
+    for before, new, true, place in zip(
+        *map(jax.tree.leaves, (state, grown, truth, places)), strict=True
+    ):
+        if before.ndim == 0:
+            assert new == true == 3  # a count
+            continue
+        old = np.asarray(place != 0)
+        assert old.sum() == before.size
+        assert np.abs(true[old]).max() > 1e-5
+        assert np.abs(new - true)[old].max() <= EXACT * np.abs(true[old]).max()
+        assert (new[~old] == 0).all()
+
+
+def test_moments_are_rescaled():
+    """What the truth above amounts to, for the two factors that there are."""
+    plan = growth.compose(growth.hidden_dimension_expansion(24), growth.attention_expansion(16))(
+        ARCHITECTURES["llama"]
+    )
+    tx = optax.adam(1e-3)
+    ones = jax.tree.map(jnp.ones_like, tx.init(parameters("llama")))
+    grown = growth.expand_optimizer_state(tx, ones, plan)[0]
+    largest = jax.tree.map(lambda moment: float(moment.max()), (grown.mu, grown.nu))
+    mu, nu = (tree["layers_0"]["attention"]["key"]["kernel"] for tree in largest)
+    assert (mu, nu) == (1 / 2, 1 / 4)  # keys were doubled
+    mu, nu = (tree["final_norm"]["scale"] for tree in largest)
+    assert (mu, nu) == (2, 4)  # gains were halved
+    mu, nu = (tree["layers_0"]["mlp"]["down"]["kernel"] for tree in largest)
+    assert (mu, nu) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "bfloat16 moments", "schedule_free"])
+def test_a_grown_state_is_like_one_that_begins(name, optimizer):
+    more = {
+        "bfloat16 moments": optax.adamw(1e-3, mu_dtype=jnp.bfloat16),
+        "schedule_free": contrib.schedule_free(optax.adam(1e-3), learning_rate=1e-3),
+    }
+    tx, plan = (OPTIMIZERS | more)[optimizer], plan_of(name)
+    state = jax.eval_shape(tx.init, parameters(name))
+    grown = jax.eval_shape(
+        lambda state, key: growth.expand_optimizer_state(tx, state, plan, key), state, KEY
+    )
+    want = jax.eval_shape(tx.init, random_parameters(plan.target))
+    assert jax.tree.structure(grown) == jax.tree.structure(want)
+    for new, begun in zip(jax.tree.leaves(grown), jax.tree.leaves(want), strict=True):
+        assert (new.shape, new.dtype) == (begun.shape, begun.dtype)
+
+
+def test_low_precision_moments_are_rounded_once():
+    plan = plan_of("llama")
+    exact = accumulated(optax.adam(1e-3), "llama")
+    low = networks.with_dtype(exact[0].mu, jnp.bfloat16)
+    state = (exact[0]._replace(mu=low), exact[1])
+    tx = optax.adam(1e-3, mu_dtype=jnp.bfloat16)
+    grown = growth.expand_optimizer_state(tx, state, plan)[0].mu
+    high = (exact[0]._replace(mu=networks.with_dtype(low, jnp.float32)), exact[1])
+    rounded = growth.expand_optimizer_state(tx, high, plan)[0].mu
+    networks.assert_same_trees(grown, networks.with_dtype(rounded, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("fresh", [None, "copy", "tree"])
+def test_what_is_valued_like_parameters_gets_their_values(fresh):
+    """Schedule-free's z begins as the parameters, and grows as they do."""
+    plan, tx = plan_of("paper"), contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
+    weights = parameters("paper")
+    fresh = random_parameters(plan.target, seed=1) if fresh == "tree" else fresh
+    grown = growth.expand_optimizer_state(tx, tx.init(weights), plan, KEY, fresh=fresh)
+    networks.assert_same_trees(grown.z, growth.expand(weights, plan, KEY, fresh=fresh))
+
+
+def test_values_like_those_of_parameters_need_a_key():
+    plan, tx = plan_of("paper"), contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
+    with pytest.raises(ValueError, match="key is needed"):
+        growth.expand_optimizer_state(tx, tx.init(parameters("paper")), plan)
+
+
+@pytest.mark.parametrize(
+    ("tx", "kind"),
+    [
+        (optax.rmsprop(1e-3), "ScaleByRmsState"),
+        (optax.chain(optax.clip(1.0), optax.adabelief(1e-3)), "ScaleByBeliefState"),
+        (optax.masked(optax.scale_by_amsgrad(), decayed), "ScaleByAmsgradState"),
+    ],
+    ids=["alone", "in a chain", "masked"],
+)
+def test_a_state_that_is_not_known_is_refused(tx, kind):
+    plan = plan_of("paper")
+    with pytest.raises(growth.OptimizerStateError, match=f"of type {kind}, .* known types are"):
+        growth.expand_optimizer_state(tx, tx.init(parameters("paper")), plan)
+
+
+def test_a_state_of_another_architecture_is_refused():
+    plan, tx = plan_of("paper"), optax.adam(1e-3)
+    with pytest.raises(growth.BlueprintError, match="mlp/up/kernel: shape"):
+        growth.expand_optimizer_state(tx, tx.init(grown_parameters("paper")), plan)
+
+
+@pytest.mark.parametrize("optimizer", ["masked", "adamw"])
+def test_training_goes_on_after_growth(optimizer):
+    """Parameters and state grow in one compiled function, and a step follows in another."""
+    tx, plan = OPTIMIZERS[optimizer], plan_of("llama")
+    state = TrainState(jnp.int32(3), parameters("llama"), accumulated(tx, "llama"))
+
+    @jax.jit
+    def grow(state, key):
+        weights = growth.expand(state.params, plan, key)
+        return TrainState(
+            state.step, weights, growth.expand_optimizer_state(tx, state.opt_state, plan, key)
+        )
+
+    batch = np.random.default_rng(2).integers(0, 11, (4, 9))
+    grown = grow(state, KEY)
+    step = lambda model: jax.jit(make_train_step(model, tx))  # noqa: E731
+    before = step(Transformer(plan.source))(state, batch)[1]
+    after, metrics = step(Transformer(plan.target))(grown, batch)
+    assert abs(metrics["loss"] - before["loss"]) <= 1e-12
+    assert after.step == 4
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), grown.params, after.params)
+    assert min(jax.tree.leaves(moved)) > 0
+    assert jnp.isfinite(optax.tree.norm(after.params))
