@@ -1,8 +1,5 @@
 """Blueprints: the notation, what they find in a tree, and what they say when something is wrong."""
 
-import collections
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import networks
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 
 import growth
-from growth import Architecture, Blueprint, BlueprintError, layout, trees
+from growth import Architecture, Blueprint, BlueprintError, layout
 from growth.models import blueprint as reference_blueprint
 
 ARCHITECTURE = Architecture(
@@ -67,7 +64,10 @@ def test_blueprints_are_values():
         ({"layers_0": {"up": np.zeros((6, 7))}}, "layers_1/up: missing, though layers_0/up is the"),
         (ups(3), "layers_2/up: no layer has this index; the architecture has 2 layers"),
         (ups(shape=(6, 7, 1)), r"layers_0/up: shape \(6, 7, 1\) has 3 dimensions, but the rule na"),
-        (ups(shape=(7, 6)), r"layers_1/up: shape \(7, 6\) does not fit 'embed mlp': \(embed\) is 6"),
+        (
+            ups(shape=(7, 6)),
+            r"layers_1/up: shape \(7, 6\) does not fit 'embed mlp': \(embed\) is 6",
+        ),
         ({"params": ups(shape=(6, 8))}, r"params/layers_1/up: .*\(mlp\) is 7 in the architecture"),
     ],
     ids=range(6),
@@ -209,24 +209,3 @@ def test_the_reference_blueprint_fits_an_architecture_and_all_it_can_grow_to(nam
         tree, paths = networks.abstract_parameters(size)
         found = reference_blueprint(architecture).parameters(tree, size)
         assert sorted(found) == sorted(paths)
-
-
-class Attention(NamedTuple):
-    query: Any
-    value: Any
-
-
-class Layers(NamedTuple):
-    layers_0: Any
-    layers_1: Any
-
-
-def test_paths_of_any_containers():
-    tree = {"a": [Attention(1, (2, 3))], 4: collections.OrderedDict(b=5), "none": None, "empty": {}}
-    assert [(leaf.path, leaf.value) for leaf in trees.leaves({"x": tree})] == [
-        (f"x/{path}", value)
-        for path, value in [
-            ("4/b", 5), ("a/0/query", 1), ("a/0/value/0", 2), ("a/0/value/1", 3),
-            ("empty", {}), ("none", None),
-        ]
-    ] if False else [leaf.path for leaf in trees.leaves({"x": {}})] == ["x"]  # fmt: skip

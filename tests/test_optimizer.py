@@ -87,20 +87,19 @@ def test_old_moments_are_those_of_the_grown_network(name, optimizer):
     truth = accumulated(tx, name, grown=True)
     assert jax.tree.structure(grown) == jax.tree.structure(truth)
 
-    # An entry is old where a one grows into anything but zero.
+    # An entry is old where a one grows into anything but zero. Arrays of layers may split or merge.
     ones = jax.tree.map(jnp.ones_like, state)
     places = growth.expand_optimizer_state(tx, ones, plan)
-    for before, new, true, place in zip(
-        *map(jax.tree.leaves, (state, grown, truth, places)), strict=True
-    ):
-        if before.ndim == 0:
-            assert new == true == 3  # a count
-            continue
+    count = 0
+    for new, true, place in zip(*map(jax.tree.leaves, (grown, truth, places)), strict=True):
         old = np.asarray(place != 0)
-        assert old.sum() == before.size
-        assert np.abs(true[old]).max() > 1e-5
-        assert np.abs(new - true)[old].max() <= EXACT * np.abs(true[old]).max()
-        assert (new[~old] == 0).all()
+        count += old.sum()
+        assert (np.asarray(new)[~old] == 0).all()
+        if old.any():
+            scale = np.abs(np.asarray(true)[old]).max()
+            assert scale > 1e-7
+            assert np.abs(np.asarray(new - true)[old]).max() <= EXACT * scale
+    assert count == sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
 def test_moments_are_rescaled():
@@ -183,7 +182,7 @@ def test_a_state_that_is_not_known_is_refused(tx, kind):
 
 def test_a_state_of_another_architecture_is_refused():
     plan, tx = plan_of("paper"), optax.adam(1e-3)
-    with pytest.raises(growth.BlueprintError, match="mlp/up/kernel: shape"):
+    with pytest.raises(growth.BlueprintError, match="embed/embedding: shape"):
         growth.expand_optimizer_state(tx, tx.init(grown_parameters("paper")), plan)
 
 
@@ -207,6 +206,9 @@ def test_training_goes_on_after_growth(optimizer):
     after, metrics = step(Transformer(plan.target))(grown, batch)
     assert abs(metrics["loss"] - before["loss"]) <= 1e-12
     assert after.step == 4
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), grown.params, after.params)
-    assert min(jax.tree.leaves(moved)) > 0
     assert jnp.isfinite(optax.tree.norm(after.params))
+    # The layer that is new and closed by zeros learns there first.
+    new = lambda state: state.params["layers_1"]  # noqa: E731
+    for part, kernel in (("attention", "out"), ("mlp", "down")):
+        assert (new(grown)[part][kernel]["kernel"] == 0).all()
+        assert (new(after)[part][kernel]["kernel"] != 0).all()
