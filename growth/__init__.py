@@ -2,6 +2,7 @@
 
 from growth.architecture import Architecture, ArchitectureError
 from growth.blueprint import Blueprint, BlueprintError
+from growth.errors import InputError
 from growth.expand import expand
 from growth.optimizer import OptimizerStateError, expand_optimizer_state
 from growth.planning import GrowthError, GrowthPlan, plan
@@ -24,6 +25,7 @@ __all__ = [
     "BlueprintError",
     "GrowthError",
     "GrowthPlan",
+    "InputError",
     "OptimizerStateError",
     "Transformation",
     "attention_expansion",

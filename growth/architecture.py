@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from growth.errors import InputError
+
 # The fields that a layer has of its own. Each is a number where all layers agree, and a tuple with
 # one entry per layer where they differ.
 LAYER_FIELDS = ("num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim", "rope_theta")
@@ -26,7 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(InputError):
     """A field of an architecture is out of range, or fields contradict each other."""
 
 

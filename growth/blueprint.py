@@ -26,6 +26,7 @@ from typing import Any
 
 from growth import trees
 from growth.architecture import Architecture
+from growth.errors import InputError
 from growth.roles import AXES, ROLES
 
 # Names that a person may take for an axis that grows. A name that is no axis is left alone, so
@@ -45,7 +46,7 @@ _MISNOMERS = {
 }
 
 
-class BlueprintError(ValueError):
+class BlueprintError(InputError):
     """A blueprint is malformed, or does not fit a tree; the message says where."""
 
 

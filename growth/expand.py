@@ -16,6 +16,7 @@ from growth import free as sources
 from growth import layout, trees
 from growth.architecture import Architecture
 from growth.blueprint import Blueprint, BlueprintError, Parameter, misfits, siblings, size
+from growth.errors import InputError
 from growth.free import FreeValues
 from growth.layout import Section
 from growth.pieces import Piece, pieces
@@ -73,14 +74,14 @@ def _expand(
 def check_free(key: jax.Array | None, blueprint: Blueprint | None, fresh: Any) -> None:
     """Checks that the arguments of `expand` say where free values come from; see there."""
     if fresh is None and blueprint is not None:
-        raise ValueError(
+        raise InputError(
             "fresh is None, but only the reference model's initializer is known here: give the "
             "model's freshly initialized parameters at the target size, or 'copy'"
         )
     if isinstance(fresh, str) and fresh != "copy":
-        raise ValueError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
+        raise InputError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
     if key is None and (fresh is None or isinstance(fresh, str)):
-        raise ValueError("key is needed for free values, unless fresh is a tree of them")
+        raise InputError("key is needed for free values, unless fresh is a tree of them")
 
 
 def blueprint_for(plan: GrowthPlan, blueprint: Blueprint | None) -> Blueprint:
@@ -129,6 +130,7 @@ def grow(
     located = blueprint.parameters(tree, plan.source)
     leaves = trees.leaves(tree)
     arrays = {located[leaf.path].name: leaf.value for leaf in leaves if leaf.path in located}
+    by_path = {leaf.path: leaf for leaf in leaves}
     items, done = [], set()
     for leaf in leaves:
         if leaf.path not in located:
@@ -142,8 +144,9 @@ def grow(
         for target in siblings(first, plan.target):
             for problem in misfits(target, plan.target):
                 raise BlueprintError(problem)
-            keys = trees.with_names(leaf.keys, target.path)
-            items.append((keys, leaf, _grow_array(target, arrays, plan, free, degree)))
+            model = by_path.get(target.path, leaf)
+            keys = trees.with_names(model.keys, target.path)
+            items.append((keys, model, _grow_array(target, arrays, plan, free, degree)))
     grown = trees.build(items, tree)
     return grown if like is None else _with_containers(grown, like)
 

@@ -17,6 +17,7 @@ import optax
 from optax import contrib
 
 from growth.blueprint import Blueprint
+from growth.errors import InputError
 from growth.expand import blueprint_for, check_free, free_values, grow
 from growth.free import FreeValues, zeros
 from growth.planning import GrowthPlan
@@ -45,7 +46,7 @@ FIELDS: dict[type, Mapping[str, int | str]] = {
 }
 
 
-class OptimizerStateError(ValueError):
+class OptimizerStateError(InputError):
     """An optimizer state cannot be grown; the message names its type or the leaf."""
 
 

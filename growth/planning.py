@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
+from growth.errors import InputError
 
 _SIZES = ("num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim")
 _GROWING = (*LAYER_FIELDS, "embed_dim", "num_layers", "norm_eps")
 
 
-class GrowthError(ValueError):
+class GrowthError(InputError):
     """A growth step is impossible, or would change what the network computes."""
 
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from growth.architecture import Architecture
+from growth.errors import InputError
 from growth.planning import GrowthPlan
 from growth.transformations import grow_to
 
 _SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
 
 
-class ScheduleError(ValueError):
+class ScheduleError(InputError):
     """A growth schedule cannot be carried out; the message names the stage."""
 
 
@@ -76,7 +77,7 @@ def stages(
         sizes = {name: size for name, size in entry.items() if name != "step"}
         try:
             plan = grow_to(**sizes)(last.architecture)
-        except ValueError as error:
+        except InputError as error:
             raise ScheduleError(f"{where}: {error}") from error
         if plan.source == plan.target:
             raise ScheduleError(f"{where}: {sizes} changes nothing in {last.architecture}")

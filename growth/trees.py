@@ -76,7 +76,9 @@ def _build(items: list[tuple[Keys, Keys, Any, Any]]) -> Any:
     for keys, model, value, parent in items:
         child = _children(parent)[model[0]]
         groups.setdefault(keys[0], []).append((keys[1:], model[1:], value, child))
-    built = {key: _build(group) for key, group in groups.items()}
+    # A new layer, too, has the empty nodes that stand beside the arrays of the one it is like.
+    built = {key: child for key, child in _children(node).items() if is_empty(child)}
+    built |= {key: _build(group) for key, group in groups.items()}
     if isinstance(node, Mapping):
         kind: Any = type(node)  # takes a dict: a Mapping need not, but every one in use does
         return kind({key.key: value for key, value in built.items()})

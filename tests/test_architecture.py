@@ -98,7 +98,7 @@ def test_it_prints_what_differs_per_layer():
 def test_presets():
     paper, gpt2, llama = (VARIANTS[name] for name in ("paper", "gpt2", "llama"))
     assert (paper.norm, paper.activation, paper.position) == ("rmsnorm", "relu", "learned")
-    assert not (paper.final_norm or paper.gated_mlp or paper.tied_embeddings)
+    assert not any((paper.final_norm, paper.gated_mlp, paper.tied_embeddings))
     assert [part for part in BIASES if paper.has_bias(part)] == ["mlp_in", "mlp_out"]
     assert (gpt2.norm, gpt2.activation, gpt2.position) == ("layernorm", "gelu", "learned")
     assert all(gpt2.has_bias(part) for part in BIASES)

@@ -87,7 +87,7 @@ def test_all_that_does_not_fit_is_listed_up_to_twenty():
 
 def test_several_rules_for_one_path_are_refused():
     rules = [UP, ("layers_{layers}/{name}", "mlp_in", "embed mlp")]
-    with pytest.raises(BlueprintError, match="matched by 'layers_{layers}/up' and 'layers_{layers"):
+    with pytest.raises(BlueprintError, match=r"matched by 'layers_{layers}/up' and 'layers_"):
         Blueprint(rules).check(ups(), ARCHITECTURE)
 
 
@@ -140,8 +140,8 @@ def test_queries_cannot_be_added_where_the_rule_has_no_axis_for_them():
     blueprint = Blueprint([("q_{kv_heads}", "query", "embed qk"), ("u", "unembed", "embed vocab")])
     architecture = ARCHITECTURE.replace(num_heads=2)
     tree = {"q_0": np.zeros((6, 4)), "q_1": np.zeros((6, 4)), "u": np.zeros((6, 11))}
+    plan = growth.head_addition(4, 2)(architecture)
     with pytest.raises(BlueprintError, match="q_0: the plan adds query heads to each group"):
-        plan = growth.head_addition(4, 2)(architecture)
         growth.expand(tree, plan, networks.KEY, blueprint, "copy")
 
 
@@ -155,15 +155,15 @@ def test_names_that_do_not_grow_may_be_anything():
     assert jax.tree.map(jnp.shape, grown) == {"e": (1, 5, 8), "o": (80,)}
     with pytest.raises(BlueprintError, match=r"e: shape \(2, 5, 6\) does not fit .*\(1\) is 1"):
         Blueprint(rules).check(tree | {"e": np.zeros((2, 5, 6))}, ARCHITECTURE)
-    with pytest.raises(BlueprintError, match="o: .* is 12 in the architecture, not 13"):
+    with pytest.raises(BlueprintError, match=r"o: .* is 12 in the architecture, not 13"):
         Blueprint(rules).check(tree | {"o": np.zeros(13)}, ARCHITECTURE)
 
 
 def test_fresh_values_of_another_vocabulary_are_refused():
     blueprint = Blueprint([("u", "unembed", "embed vocab")])
     plan = growth.hidden_dimension_expansion(8)(ARCHITECTURE)
+    tree, fresh = {"u": np.zeros((6, 11))}, {"u": np.zeros((8, 12))}
     with pytest.raises(BlueprintError, match=r"u: the fresh array's shape \(8, 12\) differs"):
-        tree, fresh = {"u": np.zeros((6, 11))}, {"u": np.zeros((8, 12))}
         growth.expand(tree, plan, blueprint=blueprint, fresh=fresh)
 
 

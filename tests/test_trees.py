@@ -62,7 +62,8 @@ GROWN = [[1, 1, 1, 9], [9, 9, 9, 9], [2, 2, 2, 9]]
         (collections.OrderedDict(l0=up(1), l1=up(2)), "l{layers}", collections.OrderedDict),
         ({"net/~/l_0": up(1), "net/~/l_1": up(2)}, "net/~/l_{layers}", dict),
         ([{"w": {"up": up(1)}}, {"w": {"up": up(2)}}], "{layers}/w/up", list),
-        ([Attention(None, up(1)), Attention(None, up(2))], "{layers}", list),
+        ([Attention(None, up(1)), Attention(None, up(2))], "{layers}/value", list),
+        ([(None, up(1)), (None, up(2))], "{layers}/1", list),
         ([Attention((), (up(1),)), Attention((), (up(2),))], "{layers}/value/0", list),
     ],
     ids=str,
@@ -90,7 +91,9 @@ def test_boxes_stay_around_what_grows():
 
 def test_attributes_cannot_become_more():
     tree = Layers(up(1), up(2))
-    with pytest.raises(ValueError, match="'layers_0' is an attribute, and cannot become 'layers_2"):
+    with pytest.raises(
+        ValueError, match="'layers_0' is an attribute, and cannot become 'layers_2'"
+    ):
         grow(tree, "layers_{layers}")
     wider = grow(tree, "layers_{layers}", growth.mlp_expansion(4)(ARCHITECTURE))
     assert first_rows(wider) == [[1, 1, 1, 9], [2, 2, 2, 9]]
@@ -101,7 +104,7 @@ def test_empty_nodes_stay_and_new_layers_have_their_own():
     tree = {f"l{i}": {"up": up(i + 1), **empty} for i in range(2)}
     grown = grow(tree, "l{layers}/up")
     assert first_rows(grown) == GROWN
-    assert set(grown["l0"]) == {"up", *empty}
+    assert all(set(layer) == {"up", *empty} for layer in grown.values())
 
     blueprint = Blueprint([("l{layers}/up", "mlp_in", "embed mlp")])
     fresh = {f"l{i}": {"up": up(9, width=4), **empty} for i in range(3)}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from absl import app
 
+from growth.errors import InputError
 from growth.training.config import ConfigError
 from growth.training.run import DivergedError
 
@@ -14,12 +15,12 @@ from growth.training.run import DivergedError
 def reported() -> Iterator[None]:
     """Prints an error of the input and exits with 2; exits with 3 where training diverged.
 
-    All errors that the input can cause are `ValueError`s that say what was given and what is
-    accepted, or `OSError`s that name a file. Anything else is a defect, and keeps its traceback.
+    Errors of the input are `InputError`s, or `OSError`s that name a file. Anything else is a
+    defect, and keeps its traceback.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except DivergedError as error:

@@ -18,6 +18,8 @@ import grain
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from growth.errors import InputError
+
 # The name of the arrays within a checkpoint.
 _STATE = "state"
 
@@ -25,7 +27,7 @@ _STATE = "state"
 _LISTED = 8
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """There is no such checkpoint, or it does not fit; the message says which leaf and how."""
 
 

@@ -13,11 +13,12 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
+from growth.errors import InputError
 from growth.schedule import Stage, stages, training_flops
 from growth.training.data import DataConfig
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config is wrong; the message names the field, what it is and what it may be."""
 
 

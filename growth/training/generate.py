@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from growth.errors import InputError
 from growth.models import Transformer, logits
 from growth.training.tokenizers import Tokenizer
 
@@ -45,14 +46,14 @@ def generate(
     """
     tokens = np.asarray(tokenizer.encode(prompt), np.int32)
     if not len(tokens):
-        raise ValueError(f"prompt is {prompt!r}, but it must have at least one token to continue")
+        raise InputError(f"prompt is {prompt!r}, but it must have at least one token to continue")
     if num_tokens < 1:
-        raise ValueError(f"num_tokens is {num_tokens}, but it must be at least 1")
+        raise InputError(f"num_tokens is {num_tokens}, but it must be at least 1")
     if temperature < 0:
-        raise ValueError(f"temperature is {temperature}, but it must be at least 0")
+        raise InputError(f"temperature is {temperature}, but it must be at least 0")
     vocab_size = model.architecture.vocab_size
     if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise ValueError(f"top_k is {top_k}, but it must be 1 to {vocab_size}, the vocabulary")
+        raise InputError(f"top_k is {top_k}, but it must be 1 to {vocab_size}, the vocabulary")
 
     window = model.architecture.max_length
     tokens = tokens[-window:]

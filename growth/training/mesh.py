@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from growth.architecture import Architecture
+from growth.errors import InputError
 from growth.models import logical_axes
 from growth.training.config import MeshConfig
 
@@ -30,7 +31,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 BATCH = PartitionSpec(dict(RULES)["batch"])
 
 
-class MeshError(ValueError):
+class MeshError(InputError):
     """A mesh does not fit the devices, or a batch does not fit the mesh."""
 
 
@@ -49,7 +50,7 @@ def mesh_shape(config: MeshConfig, num_devices: int, batch_size: int) -> dict[st
     wanted = " × ".join(f"{name} {size}" for name, size in sizes.items())
     given = math.prod(size for size in sizes.values() if size != -1)
     if given > num_devices:
-        raise MeshError(f"mesh is {wanted}, but there are only {num_devices} devices")
+        raise MeshError(f"mesh is {wanted}, but the number of devices here is {num_devices}")
     sizes = {name: num_devices // given if size == -1 else size for name, size in sizes.items()}
     shares = sizes["data"] * sizes["fsdp"]
     if batch_size % shares:

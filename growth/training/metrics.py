@@ -26,12 +26,14 @@ from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
+from growth.errors import InputError
+
 KINDS = ("train", "eval", "growth", "sample")
 
 FILE_NAME = "metrics.jsonl"
 
 
-class MetricsError(ValueError):
+class MetricsError(InputError):
     """A record cannot be written, or a metrics file cannot be read."""
 
 

@@ -7,11 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from growth.errors import InputError
+
 # What tokenizers call the token that ends a document.
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """The data cannot be used as asked; the message says what was given and what is needed."""
 
 
