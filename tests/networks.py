@@ -85,20 +85,29 @@ def abstract_parameters(architecture):
     return tree, tuple(leaf.path for leaf in trees.leaves(tree))
 
 
-def random_parameters(architecture, seed=0, dtype=np.float64, embedding=1.0):
+def random_parameters(architecture, seed=0, dtype=np.float64, embedding=1.0, gains=0.5, biases=0.5):
     """Parameters far from their initialization: gains and biases, too, are anything.
 
-    `embedding` multiplies what enters the stream at the bottom.
+    `embedding` multiplies what enters the stream at the bottom; `gains` and `biases` are standard
+    deviations, which are zero at an initialization.
     """
     tree, paths = abstract_parameters(architecture)
     random = np.random.default_rng(seed)
     values = []
     for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
-        value = 0.5 * random.standard_normal(leaf.shape)
-        value += 1.0 if path.endswith("norm/scale") else 0.0
-        value *= embedding if path in ("embed/embedding", "position") else 1.0
+        value = random.standard_normal(leaf.shape)
+        if path in ("embed/embedding", "position"):
+            value *= 0.5 * embedding
+        elif path.endswith("scale"):
+            value = 1 + gains * value
+        else:
+            value *= biases if path.endswith("bias") else 0.5
         values.append(value.astype(dtype))
     return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def zeros(architecture):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_parameters(architecture)[0])
 
 
 @functools.cache
@@ -152,6 +161,40 @@ def by_layer(tree, architecture):
         else:
             arrays[None, leaf.path] = leaf.value
     return arrays
+
+
+def axes_of(name):
+    """The axes of an array of the reference model, by its name in `by_layer`."""
+    *_, module, parameter = ("", *name.split("/"))
+    axes = {
+        "embed": "vocab embed",
+        "": "length embed",
+        "unembed": "embed vocab",
+        "query": "embed kv_heads group qk",
+        "key": "embed kv_heads qk",
+        "value": "embed kv_heads v",
+        "out": "kv_heads group v embed",
+        "up": "embed mlp",
+        "gate": "embed mlp",
+        "down": "mlp embed",
+    }.get(module, "embed").split()  # fmt: skip
+    if parameter != "bias" or module.endswith("norm"):
+        return axes
+    return ["embed"] if module in ("out", "down") else axes[1:]
+
+
+def old_places(name, old_shape, new_shape, rotary):
+    """Where the old entries of an array are in the grown one, as an index.
+
+    They come first along each axis; under rotary positions, first in each half of a query or key.
+    """
+    places = []
+    for axis, old, new in zip(axes_of(name), old_shape, new_shape, strict=True):
+        place = np.arange(old)
+        if axis == "qk" and rotary:
+            place[old // 2 :] += (new - old) // 2
+        places.append(place)
+    return np.ix_(*places)
 
 
 def with_dtype(tree, dtype):

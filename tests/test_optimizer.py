@@ -189,7 +189,10 @@ def test_a_state_of_another_architecture_is_refused():
 
 def test_training_goes_on_after_growth():
     """Parameters and state grow in one compiled function, and a step follows in another."""
-    tx, plan = OPTIMIZERS["masked"], plan_of("paper")
+    tx = OPTIMIZERS["masked"]
+    plan = growth.compose(growth.hidden_dimension_expansion(10), growth.layer_addition(1))(
+        ARCHITECTURES["paper"]
+    )
     state = TrainState(jnp.int32(3), parameters("paper"), accumulated(tx, "paper"))
 
     @jax.jit
@@ -206,6 +209,7 @@ def test_training_goes_on_after_growth():
     assert after.step == 4
     assert jnp.isfinite(optax.tree.norm(after.params))
     # A new layer is closed by zeros, and learns there first.
-    for part, kernel in (("attention", "out"), ("mlp", "down")):
-        assert (grown.params["layers_1"][part][kernel]["kernel"] == 0).all()
-        assert (after.params["layers_1"][part][kernel]["kernel"] != 0).any()
+    old, new = (networks.by_layer(state.params, plan.target) for state in (grown, after))
+    for name in ("attention/out/kernel", "mlp/down/kernel"):
+        assert (old[2, name] == 0).all()
+        assert (new[2, name] != 0).any()

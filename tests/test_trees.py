@@ -91,9 +91,7 @@ def test_boxes_stay_around_what_grows():
 
 def test_attributes_cannot_become_more():
     tree = Layers(up(1), up(2))
-    with pytest.raises(
-        ValueError, match="'layers_0' is an attribute, and cannot become 'layers_2'"
-    ):
+    with pytest.raises(ValueError, match="'layers_0' is an attribute, and cannot become"):
         grow(tree, "layers_{layers}")
     wider = grow(tree, "layers_{layers}", growth.mlp_expansion(4)(ARCHITECTURE))
     assert first_rows(wider) == [[1, 1, 1, 9], [2, 2, 2, 9]]

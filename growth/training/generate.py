@@ -42,7 +42,7 @@ def generate(
       The continuation, without the prompt.
 
     Raises:
-      ValueError: an argument is out of range; the message names it.
+      InputError: an argument is out of range; the message names it.
     """
     tokens = np.asarray(tokenizer.encode(prompt), np.int32)
     if not len(tokens):

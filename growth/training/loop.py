@@ -37,7 +37,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
 
     Raises:
       ConfigError, DataError, MeshError, CheckpointError: the run cannot start; nothing is written.
-      DivergedError: the loss is no longer finite.
+      DivergedError: a loss or its gradient is not finite.
     """
     workdir = Path(workdir)
     with open_run(config, workdir) as (run, first, state):

@@ -37,7 +37,7 @@ from growth.training.tokenizers import Tokenizer
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite; the message says where, and what there is to go back to."""
+    """A loss or its gradient is not finite; the message says where, and what is still good."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
 def log_steps(
     run: Run, stage: Stage, step: int, pending: Sequence[Metrics], seconds_before: float
 ) -> None:
-    """Logs the steps since the last log, once it is sure that their losses are finite.
+    """Logs the steps since the last log, once it is sure that all in them is finite.
 
     Args:
       run: the run.
@@ -157,15 +157,15 @@ def log_steps(
       seconds_before: `time.perf_counter()` before the first of them.
 
     Raises:
-      DivergedError: a loss is not finite.
+      DivergedError: a loss or the norm of a gradient is not finite.
     """
     values = jax.device_get(list(pending))
     seconds = time.perf_counter() - seconds_before
     for number, metrics in enumerate(values, start=step - len(values) + 1):
-        if not math.isfinite(metrics["loss"]):
-            # A step computes its loss before it changes the parameters.
-            what = f"loss of step {number} is {metrics['loss']}"
-            raise _diverged(run, stage, number - 1, what)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                # It was computed before the step changed the parameters.
+                raise _diverged(run, stage, number - 1, f"{name} of step {number} is {value}")
     loss = float(np.mean([metrics["loss"] for metrics in values]))
     speed = len(values) * run.config.tokens_per_step / seconds
     schedule = learning_rate(run.config.optimizer, run.stages, run.config.tokens_per_step)
@@ -222,7 +222,7 @@ def save(run: Run, stage: Stage, step: int, state: TrainState) -> None:
 
 
 def _diverged(run: Run, stage: Stage, bad_step: int, what: str) -> DivergedError:
-    """The error where the parameters after `bad_step` steps no longer give a finite loss."""
+    """The error where the parameters after `bad_step` steps are found to be of no use."""
     good = [step for step in run.checkpoints.steps() if step < bad_step]
     return DivergedError(
         f"the {what}, in stage {stage.index + 1} of {len(run.stages)}; last good checkpoint: "

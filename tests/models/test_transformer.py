@@ -1,0 +1,229 @@
+"""The reference model: against a plain numpy transformer, and property by property."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from networks import ARCHITECTURES, TOKENS, by_layer, difference, logits, random_parameters
+
+from growth import Architecture, trees
+from growth.architecture import BIASES
+from growth.models import Transformer, initial_parameters, logical_axes
+from growth.models.transformer import attend, rotate
+from growth.roles import AXES
+
+SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=2, num_heads=2, mlp_dim=7)
+
+VARIANTS = ARCHITECTURES | {
+    "every bias": Architecture.gpt2(**SIZES, use_bias=True),
+    "no bias": Architecture.gpt2(**SIZES, use_bias=False),
+    "no position": Architecture.llama(**SIZES, position="none", tied_embeddings=True),
+    "three runs": Architecture.llama(
+        **SIZES | dict(num_layers=5, mlp_dim=(7, 7, 8, 9, 9)), qk_dim=4, use_bias=True
+    ),
+}
+VARIANTS |= {part: Architecture.gpt2(**SIZES, gated_mlp=True, use_bias=(part,)) for part in BIASES}
+
+
+def test_parameter_counts_are_those_of_the_trees():
+    for architecture in VARIANTS.values():
+        tree, _ = networks.abstract_parameters(architecture)
+        assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == architecture.num_parameters
+
+
+def reference_logits(arch, parameters, tokens):
+    """A transformer in plain numpy: one sequence, one layer and one head at a time."""
+    arrays = by_layer(parameters, arch)
+
+    def linear(x, layer, name, *head):
+        bias = arrays.get((layer, f"{name}/bias"))
+        y = x @ arrays[layer, f"{name}/kernel"][(slice(None), *head)]
+        return y if bias is None else y + bias[head]
+
+    def norm(x, layer, name):
+        if arch.norm == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + arch.norm_eps)
+        return x * arrays[layer, f"{name}/scale"] + arrays.get((layer, f"{name}/bias"), 0)
+
+    def rotated(x, theta):
+        half = x.shape[-1] // 2
+        angles = np.outer(np.arange(len(x)), theta ** (-np.arange(half) / half))
+        pairs = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    stream = arrays[None, "embed/embedding"][tokens]
+    if arch.position == "learned":
+        stream = stream + arrays[None, "position"][: len(tokens)]
+    for i, shape in enumerate(arch.layers):
+        x = norm(stream, i, "attention_norm")
+        for e in range(shape.num_heads):
+            group, within = divmod(e, shape.num_heads // shape.num_kv_heads)
+            q = linear(x, i, "attention/query", group, within)
+            k = linear(x, i, "attention/key", group)
+            v = linear(x, i, "attention/value", group)
+            if arch.position == "rope":
+                q, k = rotated(q, shape.rope_theta), rotated(k, shape.rope_theta)
+            weights = np.exp(q @ k.T / np.sqrt(shape.qk_dim))
+            weights = np.tril(weights) if arch.causal else weights
+            mixed = weights / weights.sum(-1, keepdims=True) @ v
+            stream = stream + mixed @ arrays[i, "attention/out/kernel"][group, within]
+        stream = stream + arrays.get((i, "attention/out/bias"), 0)
+        x = norm(stream, i, "mlp_norm")
+        up = linear(x, i, "mlp/up")
+        activation = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}[
+            arch.activation
+        ]
+        gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
+        stream = stream + linear(activation(up) if gate is None else up * gate, i, "mlp/down")
+    if arch.final_norm:
+        stream = norm(stream, None, "final_norm")
+    tied = arch.tied_embeddings
+    return stream @ (arrays[None, "embed/embedding"].T if tied else arrays[None, "unembed/kernel"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_computes_what_a_plain_transformer_does(name, float64):
+    architecture = VARIANTS[name]
+    parameters = random_parameters(architecture, seed=3)
+    want = np.stack([reference_logits(architecture, parameters, row) for row in TOKENS])
+    assert difference(want, logits(architecture, parameters)) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("widths", [(4, 4), (4, 6), (6, 3)], ids=str)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention(heads, widths, causal, dtype, float64):
+    random = np.random.default_rng(0)
+    shapes = [(2, 5, n, w) for n, w in zip((*heads, heads[1]), (widths[0], *widths), strict=True)]
+    query, key, value = (jnp.asarray(random.standard_normal(s), dtype) for s in shapes)
+    mixed = attend(query, key, value, causal=causal)
+    assert mixed.dtype == dtype
+
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    want = np.zeros((2, 5, heads[0], widths[1]))
+    for b, t, e in np.ndindex(2, 5, heads[0]):
+        head, seen = e // (heads[0] // heads[1]), slice(t + 1 if causal else None)
+        weights = np.exp(key[b, seen, head] @ query[b, t, e] / np.sqrt(widths[0]))
+        want[b, t, e] = weights @ value[b, seen, head] / weights.sum()
+    tolerance = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 2e-2}[dtype]
+    np.testing.assert_allclose(np.asarray(mixed, np.float64), want, atol=tolerance, rtol=tolerance)
+
+
+def test_rotation_depends_on_relative_positions_only(float64):
+    query, key = np.random.default_rng(0).standard_normal((2, 6))
+    turned = [np.asarray(rotate(np.tile(x, (1, 8, 1, 1)), 100.0))[0, :, 0] for x in (query, key)]
+    scores = turned[0] @ turned[1].T
+    for offset in range(-7, 8):
+        diagonal = np.diagonal(scores, offset)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-12)
+    assert np.ptp(scores) > 0.1
+
+
+@pytest.mark.parametrize("name", ["paper", "llama", "mixed"])
+def test_a_position_depends_on_itself_and_those_before_it(name):
+    """By the gradient of one position's logits with respect to every position's embedding."""
+    architecture = VARIANTS[name].replace(vocab_size=16, tied_embeddings=False)
+    tokens = np.arange(8)[None]  # each token at one position only
+    parameters = random_parameters(architecture, dtype=np.float32)
+
+    def logit(table, at):
+        changed = parameters | {"embed": {"embedding": table}}
+        return jnp.sum(jnp.sin(Transformer(architecture).apply({"params": changed}, tokens)[0, at]))
+
+    gradient = jax.jit(jax.grad(logit))
+    for at in (0, 3, 7):
+        table = gradient(parameters["embed"]["embedding"], at)
+        depends = np.abs(np.asarray(table)).max(axis=-1)[:8] > 0
+        assert depends.tolist() == [not architecture.causal or t <= at for t in range(8)]
+
+
+def test_compile_time_does_not_grow_with_depth():
+    def program(depth):
+        architecture = VARIANTS["llama"].replace(num_layers=depth)
+        tree, _ = networks.abstract_parameters(architecture)
+        apply = jax.jit(Transformer(architecture).apply)
+        return apply.lower({"params": tree}, TOKENS).as_text().splitlines()
+
+    assert len(program(16)) == len(program(4))
+
+
+def test_every_axis_of_every_parameter_has_its_name():
+    known = {*AXES, "vocab", "length"}
+    for architecture in VARIANTS.values():
+        tree, paths = networks.abstract_parameters(architecture)
+        names = {leaf.path: leaf.value for leaf in trees.leaves(logical_axes(architecture))}
+        assert list(names) == list(paths)
+        for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
+            assert len(names[path]) == leaf.ndim
+            assert set(names[path]) <= known
+            in_layer = path.partition("/")[2] if path.startswith("layers") else path
+            own = ("layers",) if path.startswith("layers") else ()
+            assert names[path] == (*own, *networks.axes_of(in_layer))
+
+
+def test_initial_parameters_are_those_of_init_without_boxes():
+    architecture = VARIANTS["gpt2"]
+    key = jax.random.key(5, impl="rbg")
+    plain = initial_parameters(architecture, key)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(plain))
+    init = Transformer(architecture).init(key, TOKENS)["params"]
+    networks.assert_same_trees(plain, nn.unbox(init))
+    norm = plain["layers_0"]["mlp_norm"]
+    assert (norm["scale"] == 1).all()
+    assert (norm["bias"] == 0).all()
+
+
+def test_remat_changes_nothing_but_memory():
+    architecture = VARIANTS["llama"]
+    parameters = random_parameters(architecture, dtype=np.float32)
+
+    def loss(parameters, remat):
+        model = Transformer(architecture, remat=remat)
+        return (model.apply({"params": parameters}, TOKENS) ** 2).sum()
+
+    results = [jax.jit(jax.value_and_grad(loss), static_argnums=1)(parameters, r) for r in (0, 1)]
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(parameters, True))
+    assert "checkpoint" in text or "remat" in text
+
+
+def test_the_computation_may_have_another_dtype_than_the_parameters():
+    architecture = VARIANTS["llama"]
+    parameters = random_parameters(architecture, dtype=np.float32)
+    exact = Transformer(architecture).apply({"params": parameters}, TOKENS)
+    low = Transformer(architecture, dtype=jnp.bfloat16).apply({"params": parameters}, TOKENS)
+    assert (exact.dtype, low.dtype) == (jnp.float32, jnp.bfloat16)
+    assert 0 < difference(np.asarray(exact), np.asarray(low, np.float32)) < 0.1
+
+    stored = initial_parameters(architecture, jax.random.key(0), param_dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(stored)} == {jnp.dtype(jnp.bfloat16)}
+    model = Transformer(architecture, dtype=jnp.float32, param_dtype=jnp.bfloat16)
+    assert model.apply({"params": stored}, TOKENS).dtype == jnp.float32
+
+
+def test_the_stream_may_be_split_over_a_mesh():
+    architecture = VARIANTS["three runs"]
+    parameters = random_parameters(architecture, dtype=np.float32)
+    mesh = jax.make_mesh((2, 4), ("data", "other"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    model = Transformer(architecture, stream_sharding=sharding)
+    apply = jax.jit(model.apply, out_shardings=sharding)
+    split = apply({"params": parameters}, jax.device_put(TOKENS, sharding))
+    assert split.addressable_shards[0].data.shape == (1, 8, 11)
+    assert difference(logits(architecture, parameters), np.asarray(split)) < 1e-6
+
+
+def test_shorter_sequences_are_taken_and_longer_ones_refused():
+    architecture = VARIANTS["gpt2"]
+    parameters = random_parameters(architecture, dtype=np.float32)
+    whole = logits(architecture, parameters)
+    part = logits(architecture, parameters, TOKENS[:, :3])
+    np.testing.assert_allclose(part, whole[:, :3], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="tokens are 9 long, but max_length is 8"):
+        logits(architecture, parameters, np.zeros((1, 9), int))
