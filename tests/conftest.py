@@ -44,9 +44,9 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def float64():
-    """Lets the tests of a module compute in float64, and no others."""
+    """Lets a test compute in float64."""
     with jax.enable_x64(True):
         yield
 

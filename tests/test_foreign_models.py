@@ -140,6 +140,18 @@ def test_grouped_heads_of_a_fused_array_are_sections_of_unequal_width():
 _QKV = ("wq", "wk", "wv")
 
 
+def test_one_array_may_hold_all_layers():
+    """As models that scan over their layers have it, without an index in the path."""
+    architecture = networks.ARCHITECTURES["llama"]
+    reference = growth.models.blueprint(architecture)
+    rules = [(path.replace("{layers}", "0"), *rest) for path, *rest in reference.rules]
+    plan = growth.grow_to(num_layers=4, position=1, embed_dim=8, num_heads=6)(architecture)
+    tree = networks.random_parameters(architecture)
+    fresh = networks.random_parameters(plan.target, seed=1)
+    grown = growth.expand(tree, plan, blueprint=Blueprint(rules), fresh=fresh)
+    networks.assert_same_trees(grown, growth.expand(tree, plan, fresh=fresh))
+
+
 # A network in pieces: an array for each unit of the MLP, each column of a head, each dimension of
 # the stream. Odd, but an axis may be an index in the path, whichever axis it is.
 

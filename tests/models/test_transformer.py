@@ -74,9 +74,7 @@ def reference_logits(arch, parameters, tokens):
         stream = stream + arrays.get((i, "attention/out/bias"), 0)
         x = norm(stream, i, "mlp_norm")
         up = linear(x, i, "mlp/up")
-        activation = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}[
-            arch.activation
-        ]
+        activation = getattr(jax.nn, arch.activation)
         gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
         stream = stream + linear(activation(up) if gate is None else up * gate, i, "mlp/down")
     if arch.final_norm:
@@ -163,7 +161,7 @@ def test_every_axis_of_every_parameter_has_its_name():
             assert set(names[path]) <= known
             in_layer = path.partition("/")[2] if path.startswith("layers") else path
             own = ("layers",) if path.startswith("layers") else ()
-            assert names[path] == (*own, *networks.axes_of(in_layer))
+            assert tuple(names[path]) == (*own, *networks.axes_of(in_layer))
 
 
 def test_initial_parameters_are_those_of_init_without_boxes():
