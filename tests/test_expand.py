@@ -142,6 +142,28 @@ def test_copies_are_old_units_in_turn_with_a_little_noise():
     assert 0.05 * old.std() < noise.std() < 0.2 * old.std()
 
 
+def test_copies_of_a_layer_are_the_layer_below_with_a_little_noise():
+    plan = growth.layer_addition(2, position=1)(ARCHITECTURES["llama"])
+    parameters, old = source("llama")
+    grown = growth.expand(parameters, plan, key=KEY, fresh="copy")
+    kernels = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"])
+    deviation = parameters["layers_0"]["mlp"]["up"]["kernel"].std()
+    for new in (1, 2):
+        assert 0.05 * deviation < (kernels[new] - kernels[0]).std() < 0.2 * deviation
+    assert (kernels[1] != kernels[2]).all()
+    assert difference(old, logits(plan.target, grown)) <= EXACT
+
+
+def test_a_stream_far_from_zero():
+    """LayerNorm subtracts a mean, here 600 times the deviation: that must not cost precision."""
+    architecture = ARCHITECTURES["gpt2"].replace(tied_embeddings=False)
+    parameters = random_parameters(architecture)
+    parameters["position"] += 300.0
+    plan = growth.hidden_dimension_expansion(10)(architecture)
+    grown = growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
+    assert difference(logits(architecture, parameters), logits(plan.target, grown)) <= EXACT
+
+
 def test_runs_of_equal_layers_split_and_merge():
     architecture = ARCHITECTURES["llama"].replace(num_layers=4)
     assert architecture.runs == ((0, 4),)

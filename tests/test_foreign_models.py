@@ -249,6 +249,9 @@ def test_every_axis_may_be_an_index_in_the_path(norm):
     fresh = piecewise_init(plan.target)
     grown = growth.expand(tree, plan, blueprint=PIECEWISE, fresh=fresh)
     assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, fresh)
+    heads, fresh_heads = grown["layers"][0]["heads"], fresh["layers"][0]["heads"]
+    assert not heads["k_0_2"].any()  # a new column of an old key, at the end of its first half
+    assert heads["k_1_2"].tolist() == fresh_heads["k_1_2"].tolist()  # a new head is free
     old = jax.jit(functools.partial(piecewise_apply, architecture))(tree, TOKENS)
     new = jax.jit(functools.partial(piecewise_apply, plan.target))(grown, TOKENS)
     assert difference(np.asarray(old), np.asarray(new)) <= EXACT

@@ -90,8 +90,7 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """Carries the state into a stage, and measures that the function stays the same."""
     assert stage.plan is not None
     before = run.stages[stage.index - 1]
-    loss_before = run.evaluate(before, state.params)
-    logits_before = run.logits(before, state.params)
+    loss_before, logits_before = run.measure(before, state.params)
 
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
@@ -101,7 +100,7 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
         leaf.delete()  # donation frees nothing here, for no shape stays the same
 
-    loss_after = run.evaluate(stage, grown.params)
+    loss_after, logits_after = run.measure(stage, grown.params)
     sizes = before.architecture.num_parameters, stage.architecture.num_parameters
     run.metrics.write(
         "growth",
@@ -109,7 +108,7 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
         stage=stage.index,
         loss_before=loss_before,
         loss_after=loss_after,
-        logit_error=relative_difference(logits_before, run.logits(stage, grown.params)),
+        logit_error=relative_difference(logits_before, logits_after),
         parameters_before=sizes[0],
         parameters_after=sizes[1],
         flops=run.flops(stage.start),

@@ -75,11 +75,22 @@ class Run:
 
     def evaluate(self, stage: Stage, params: Any) -> float:
         """Mean loss on the evaluation set, in nats per token."""
-        return float(_evaluation(self.model(stage))(params, self.eval_set))
+        return self._evaluate(self.model(stage), params)
 
-    def logits(self, stage: Stage, params: Any) -> jax.Array:
-        """Logits [batch, length, vocab] on the first batch of the evaluation set."""
-        return _logits(self.model(stage))(params, self.eval_set[0, :, :-1])
+    def measure(self, stage: Stage, params: Any) -> tuple[float, jax.Array]:
+        """The loss on the evaluation set and the logits [batch, length, vocab] of its first batch.
+
+        Computed in float32 whatever the run's dtype: two models that compute the same function do
+        not round alike, and in bfloat16 that would hide whether they do.
+        """
+        model = self.model(stage).clone(dtype=jnp.dtype("float32"))
+        with jax.default_matmul_precision("float32"):
+            tokens = self.eval_set[0, :, :-1]
+            return self._evaluate(model, params), _logits(model)(params, tokens)
+
+    def _evaluate(self, model: Transformer, params: Any) -> float:
+        with jax.default_matmul_precision("float32"):  # accelerators may take less for float32
+            return float(_evaluation(model)(params, self.eval_set))
 
 
 @contextlib.contextmanager
