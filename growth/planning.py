@@ -39,6 +39,7 @@ class GrowthPlan:
     layer_sources: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_sources", tuple(self.layer_sources))  # a list has no hash
         source, target = self.source, self.target
         for field in dataclasses.fields(Architecture):
             old, new = getattr(source, field.name), getattr(target, field.name)
@@ -139,6 +140,18 @@ def scaled_theta(layer: LayerShape, qk_dim: int) -> float:
         ) from None
 
 
+def aligned(thetas: Sequence[float]) -> tuple[float, ...]:
+    """The bases of all layers, those that differ by rounding alone made equal.
+
+    Two layers that reached the same width in different steps would else never be equal again.
+    """
+    result: list[float] = []
+    for theta in thetas:
+        same = (other for other in result if math.isclose(other, theta, rel_tol=1e-12))
+        result.append(next(same, theta))
+    return tuple(result)
+
+
 def plan(
     source: Architecture, target: Architecture, position: int | Sequence[int] | None = None
 ) -> GrowthPlan:
@@ -181,7 +194,7 @@ def plan(
             model = source.layers[below]
             unscaled = layer.rope_theta == model.rope_theta
             thetas.append(scaled_theta(model, layer.qk_dim) if unscaled else layer.rope_theta)
-        target = target.replace(rope_theta=tuple(thetas))
+        target = target.replace(rope_theta=aligned(thetas))
     return GrowthPlan(source, target, tuple(origins))
 
 

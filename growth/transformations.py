@@ -15,6 +15,7 @@ from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
 from growth.planning import (
     GrowthError,
     GrowthPlan,
+    aligned,
     check_position,
     scaled_epsilon,
     scaled_theta,
@@ -297,9 +298,13 @@ def _widen(
     for name, size in sizes.items():
         for index, value in zip(chosen, _one_for_each(name, size, chosen), strict=True):
             shapes[index] = dataclasses.replace(shapes[index], **{name: value})
-            if name == "qk_dim" and architecture.position == "rope":
-                theta = scaled_theta(architecture.layers[index], value)
-                shapes[index] = dataclasses.replace(shapes[index], rope_theta=theta)
+    if "qk_dim" in sizes and architecture.position == "rope":
+        pairs = list(zip(architecture.layers, shapes, strict=True))
+        thetas = aligned([scaled_theta(old, new.qk_dim) for old, new in pairs])
+        shapes = [
+            dataclasses.replace(new, rope_theta=theta)
+            for new, theta in zip(shapes, thetas, strict=True)
+        ]
     return GrowthPlan(architecture, _with_layers(architecture, shapes), unmoved(architecture))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from flax import nnx
 from foreign_models import MODELS
 from networks import KEY, TOKENS, difference
 
@@ -87,6 +88,22 @@ def test_growth_with_copies_needs_no_fresh_tree(name):
     assert jax.tree.structure(grown) == jax.tree.structure(want)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, want)
     assert difference(old, logits(name, plan.target, grown)) <= EXACT
+
+
+def test_the_state_of_an_nnx_model_grows_as_it_is():
+    model = MODELS["NNX encoder"]
+    plan = growth.grow_to(num_layers=3, mlp_dim=6)(model.architecture)
+    state, fresh = (
+        nnx.state(foreign_models.Encoder(size, nnx.Rngs(0)), nnx.Param)
+        for size in (plan.source, plan.target)
+    )
+    grown = growth.expand(state, plan, blueprint=model.blueprint, fresh=fresh)
+    assert isinstance(grown, nnx.State)
+    assert jax.tree.structure(grown) == jax.tree.structure(fresh)
+    pure = growth.expand(
+        nnx.to_pure_dict(state), plan, blueprint=model.blueprint, fresh=nnx.to_pure_dict(fresh)
+    )
+    networks.assert_same_trees(nnx.to_pure_dict(grown), pure)
 
 
 @pytest.mark.parametrize("heads", [(6, 2), (9, 3)], ids=["queries", "queries and groups"])

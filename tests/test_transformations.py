@@ -63,6 +63,20 @@ def test_the_rotary_base_grows_so_that_the_old_frequencies_stay():
     assert growth.attention_expansion(8)(PAPER).target.rope_theta == PAPER.rope_theta  # no rotation
 
 
+def test_layers_that_reach_a_width_in_different_steps_are_equal_again():
+    for theta in (1e4, 5e5):
+        source = LLAMA.replace(rope_theta=theta)
+        apart = growth.compose(
+            growth.attention_expansion(6, layers=(0,)),
+            growth.attention_expansion(10, layers=(0, 1)),
+        )(source).target
+        assert len(apart.runs) == 2
+        target = growth.attention_expansion(16)(apart).target
+        assert target.runs == ((0, 3),)
+        assert target.rope_theta == pytest.approx(theta**4, rel=1e-13)
+        assert growth.plan(apart, apart.replace(qk_dim=16)).target == target
+
+
 def test_heads_are_added_in_whole_groups_or_within_groups():
     whole = growth.head_addition(6)(LLAMA).target
     assert (whole.num_heads, whole.num_kv_heads) == (6, 3)
@@ -117,6 +131,13 @@ def test_indices_in_a_composition_count_layers_that_earlier_steps_inserted():
     )(PAPER)
     assert plan.layer_sources == (None, 0, None, 1, 2)
     assert plan.target.mlp_dim == (9, 7, 7, 7, 7)
+
+
+def test_plans_are_values():
+    plan = growth.layer_addition(1)(PAPER)
+    same = GrowthPlan(plan.source, plan.target, [0, 1, 2, None])
+    assert same == plan
+    assert hash(same) == hash(plan)
 
 
 def test_plans_follow_each_other_where_one_ends_and_the_other_starts():
