@@ -1,9 +1,10 @@
 """growth: grow transformers while they train, without changing what they compute."""
 
 from growth.architecture import Architecture, ArchitectureError
-from growth.blueprint import Blueprint, BlueprintError
+from growth.blueprint import Blueprint
 from growth.errors import InputError
 from growth.expand import expand
+from growth.notation import BlueprintError
 from growth.optimizer import OptimizerStateError, expand_optimizer_state
 from growth.planning import GrowthError, GrowthPlan, plan
 from growth.transformations import (

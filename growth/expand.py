@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from growth import free as sources
 from growth import layout, trees
 from growth.architecture import Architecture
-from growth.blueprint import Blueprint, BlueprintError, Parameter, misfits, siblings, size
+from growth.blueprint import Blueprint, Parameter, misfits, siblings, size
 from growth.errors import InputError
 from growth.free import FreeValues
 from growth.layout import Section
+from growth.notation import BlueprintError
 from growth.pieces import Piece, pieces
 from growth.planning import GrowthPlan
 from growth.roles import FREE, MEAN, ROLES, ZERO, fill

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from growth.blueprint import BlueprintError
 from growth.layout import Section, split
+from growth.notation import BlueprintError
 from growth.pieces import Piece
 from growth.planning import GrowthPlan
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from growth.architecture import Architecture
-from growth.blueprint import Parameter, dim_size, role_axis, size
+from growth.blueprint import Parameter, dim_size, size
+from growth.notation import role_axis
 
 
 @dataclasses.dataclass(frozen=True)
