@@ -33,8 +33,8 @@ class Leaf:
 
 
 def is_empty(node: Any) -> bool:
-    """Whether a node holds no leaf at all."""
-    return not jax.tree.leaves(node)
+    """Whether a node has no children and is no leaf."""
+    return not jax.tree.flatten(node, is_leaf=lambda child: child is not node)[0]
 
 
 def leaves(tree: Any) -> list[Leaf]:

@@ -210,8 +210,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool) 
         seen = jnp.arange(length) <= position[:, None]
         scores = jnp.where(seen, scores, jnp.finfo(wide).min)
     weights = nn.softmax(scores).astype(query.dtype)
-    mixed = jnp.einsum("bgqm,bmgv->bqgv", weights, value)
-    return rearrange(mixed, "b (l r) g v -> b l (g r) v", l=length)
+    mixed = jnp.einsum("bgqm,bmgv->bgqv", weights, value)
+    return rearrange(mixed, "b g (l r) v -> b l (g r) v", l=length)
 
 
 def rotate(x: jax.Array, theta: float) -> jax.Array:
