@@ -6,6 +6,10 @@ shaped and valued like them, have degree 1, what is linear in gradients −1, th
 One table says the degrees; a state that it does not know is refused, never guessed.
 
 A moment of a new entry starts at zero.
+
+The degrees are those of moments of gradients. Where an optimizer keeps something else in a state of
+the same type (`adamax`, `adopt`, a trace behind Adam), they do not hold. Under LayerNorm the new
+dimensions change the gradients of what writes to the stream, so that its moments are approximate.
 """
 
 import functools
