@@ -6,7 +6,7 @@ so the pass is a pure function that can be compiled, with a plan that is static.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -183,14 +183,37 @@ def _grow_array(
     fixed = layout.fixed_sizes(model, arrays[model.name].shape, plan.source)
     sections = []
     for number, section in enumerate(layout.sections(target, plan.target, fixed)):
-        grown = [
-            _grow_piece(p, section.with_layers(p.length), number, arrays, plan, free, degree)
-            for p in parts
+        blocks = [
+            _grow_piece(part, section.with_layers(part.length), number, arrays, plan, degree)
+            for part in parts
         ]
-        if len(grown) > 1:
-            grown = [jnp.concatenate(grown, axis=section.axes.index("layers"))]
-        sections += grown
-    return layout.join(sections, target, plan.target, fixed).astype(dtype)
+        sections.append(_assemble(parts, blocks, section, number, free, dtype))
+    return layout.join(sections, target, plan.target, fixed)
+
+
+def _assemble(
+    parts: Sequence[Piece],
+    blocks: Sequence[jax.Array | None],
+    section: Section,
+    number: int,
+    free: FreeValues,
+    dtype: Any,
+) -> jax.Array:
+    """One section of a target array from the blocks of its pieces; the rest of it is free."""
+    whole = [
+        block.astype(dtype)
+        for part, block in zip(parts, blocks, strict=True)
+        if block is not None and block.shape == section.with_layers(part.length).shape
+    ]
+    if len(whole) == len(parts):
+        return whole[0] if len(whole) == 1 else jnp.concatenate(whole, section.axes.index("layers"))
+    # Blocks are written over free values, in place: each cut and joint would cost a pass.
+    result = free(parts, section, number).astype(dtype)
+    for part, block in zip(parts, blocks, strict=True):
+        if block is not None:
+            start = [part.start if axis == "layers" else 0 for axis in section.axes]
+            result = jax.lax.dynamic_update_slice(result, block.astype(dtype), start)
+    return result
 
 
 def _grow_piece(
@@ -199,13 +222,14 @@ def _grow_piece(
     number: int,
     arrays: Mapping[str, jax.Array],
     plan: GrowthPlan,
-    free: FreeValues,
     degree: int,
-) -> jax.Array:
-    """One section of a piece: old entries multiplied, new ones by the fill of their axis.
+) -> jax.Array | None:
+    """One section of a piece without its free entries; None where all are free.
 
-    Where an entry is new along several axes, any zero among fixed values makes it zero, except that
-    a free axis has the last word: the entries that it adds are all free.
+    So it is smaller than the section along axes that grow freely. Old entries are multiplied, new
+    ones filled as their axis demands. Where an entry is new along several axes, any zero among
+    fixed values makes it zero, except that a free axis has the last word: the entries that it adds
+    are all free.
     """
 
     def fill_of(axis: str) -> str:
@@ -214,7 +238,7 @@ def _grow_piece(
     dtype = arrays[piece.source.name].dtype
     fills = {fill_of(axis) for axis in piece.new_axes}
     if FREE in fills:
-        return free(piece, section, number).astype(dtype)
+        return None
     if ZERO in fills:
         return jnp.zeros(section.shape, dtype)
     if MEAN in fills:  # an array for each dimension of the stream
@@ -226,25 +250,18 @@ def _grow_piece(
     else:
         block = _old_entries(piece.source, piece, section, number, arrays, plan, degree)
 
-    free_axes = False
     for place, axis in enumerate(section.axes):
         new = section.shape[place] - block.shape[place]
-        if new == 0:
+        if new == 0 or fill_of(axis) == FREE:
             continue
-        if fill_of(axis) == FREE:
-            free_axes = True
-        elif fill_of(axis) == MEAN:
+        if fill_of(axis) == MEAN:
             mean = jnp.mean(block.astype(_wide(dtype)), axis=place, keepdims=True)
             mean = jnp.repeat(mean.astype(block.dtype), new, axis=place)
             block = jnp.concatenate([block, mean], axis=place)
         else:
             padding = [(0, new if p == place else 0, 0) for p in range(block.ndim)]
             block = jax.lax.pad(block, jnp.zeros((), block.dtype), padding)
-    block = block.astype(dtype)
-    if not free_axes:
-        return block
-    everywhere = free(piece, section, number).astype(dtype)
-    return jax.lax.dynamic_update_slice(everywhere, block, (0,) * block.ndim)
+    return block.astype(dtype)
 
 
 def _old_entries(

@@ -62,7 +62,9 @@ class GrowthPlan:
 
     def _check_embed(self) -> None:
         source, target = self.source, self.target
-        if not math.isclose(target.norm_eps, scaled_epsilon(source, target.embed_dim)):
+        if not math.isclose(
+            target.norm_eps, scaled_epsilon(source, target.embed_dim), rel_tol=1e-12
+        ):
             raise GrowthError(
                 f"norm_eps must become {scaled_epsilon(source, target.embed_dim)!r} to preserve "
                 f"the function when embed_dim grows from {source.embed_dim} to "
@@ -115,7 +117,7 @@ def _check_layer(index: int, old: LayerShape, new: LayerShape, position: str) ->
             f"A group must keep its {old.queries_per_group} queries or get more"
         )
     theta = scaled_theta(old, new.qk_dim)
-    if position == "rope" and not math.isclose(new.rope_theta, theta):
+    if position == "rope" and not math.isclose(new.rope_theta, theta, rel_tol=1e-12):
         raise GrowthError(
             f"rope_theta must become {theta!r} in layer {index} to preserve the function when "
             f"qk_dim grows from {old.qk_dim} to {new.qk_dim}, not {new.rope_theta!r}"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
 
 from growth import trees
 from growth.architecture import Architecture, LayerShape
@@ -39,7 +40,7 @@ class Transformer(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     remat: bool = False
-    stream_sharding: jax.sharding.Sharding | None = None
+    stream_sharding: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -56,11 +57,17 @@ class Transformer(nn.Module):
             embedding_init=_named(nn.linear.default_embed_init, "vocab", "embed"),
             name="embed",
         )
-        x = embed(tokens)
+        table = embed.embedding.astype(self.dtype or embed.embedding.dtype)
+        if self.stream_sharding is not None:
+            # From a table that is split along `embed` each device would be given the whole stream.
+            spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+            rows = NamedSharding(self.stream_sharding.mesh, spec)
+            table = jax.lax.with_sharding_constraint(table, rows)
+        x = jnp.take(table, tokens, axis=0)
         if arch.position == "learned":
             init = _named(nn.linear.default_embed_init, "length", "embed")
-            table = (arch.max_length, arch.embed_dim)
-            position = self.param("position", init, table, self.param_dtype)
+            size = (arch.max_length, arch.embed_dim)
+            position = self.param("position", init, size, self.param_dtype)
             x += position[:length].astype(x.dtype)
         x = _split(x, self.stream_sharding)
         # Attention scores and activation functions are cheaper to compute twice than to store and
@@ -209,9 +216,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool) 
         position = jnp.arange(length * per_group) // per_group
         seen = jnp.arange(length) <= position[:, None]
         scores = jnp.where(seen, scores, jnp.finfo(wide).min)
-    weights = nn.softmax(scores).astype(query.dtype)
-    mixed = jnp.einsum("bgqm,bmgv->bgqv", weights, value)
-    return rearrange(mixed, "b g (l r) v -> b l (g r) v", l=length)
+    # The softmax is divided by its sum after the product, where there is less to divide.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bgqm,bmgv->bqgv", weights, value.astype(wide))
+    mixed /= jnp.einsum("bgqm->bqg", weights)[..., None]
+    return rearrange(mixed, "b (l r) g v -> b l (g r) v", l=length).astype(query.dtype)
 
 
 def rotate(x: jax.Array, theta: float) -> jax.Array:

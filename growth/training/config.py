@@ -222,7 +222,13 @@ def parse(config: Mapping[str, Any]) -> TrainConfig:
     if "architecture" not in fields:
         raise ConfigError("architecture is missing")
     fields["architecture"] = Architecture.from_dict(dict(fields["architecture"]))
-    fields["growth"] = tuple(dict(entry) for entry in fields.get("growth", ()))
+    growth = fields.get("growth", ())
+    if not isinstance(growth, list | tuple) or not all(isinstance(e, Mapping) for e in growth):
+        raise ConfigError(
+            f"growth is {growth!r}, but it must be a tuple of dicts; on a command line write "
+            f"--config.growth=\"({{'step': 300, 'embed_dim': 192}},)\""
+        )
+    fields["growth"] = tuple(dict(entry) for entry in growth)
     for name, part in _PARTS.items():
         if name in fields:
             fields[name] = _build(part, dict(fields[name]), f"{name}.")

@@ -97,6 +97,10 @@ WRONG = {
         lambda config, tmp_path: config.optimizer.update(learnin_rate=1.0),
         "unknown field optimizer.learnin_rate; did you mean optimizer.learning_rate?",
     ),
+    "growth that is not dicts": (
+        lambda config, tmp_path: config.update(growth=("dict(step=20)",)),
+        "growth is ('dict(step=20)',), but it must be a tuple of dicts",
+    ),
     "a stage that shrinks": (growing(embed_dim=4), "embed_dim is 8 and cannot shrink to 4"),
     "heads that groups do not divide": (
         growing(num_heads=6, num_kv_heads=4),

@@ -121,7 +121,7 @@ def test_growth_leaves_the_order_of_the_data_alone(whole, config):
 @pytest.mark.parametrize(
     "mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=["data", "data, fsdp and tensor"]
 )
-def test_eight_devices_give_the_same_losses(mesh, whole, config, tmp_path):
+def test_eight_devices_give_the_same_losses(mesh, whole, config, tmp_path, capfd):
     config.mesh.update(mesh)
     config.samples.prompts = ()
     train(parse(config), tmp_path / "run")
@@ -129,6 +129,7 @@ def test_eight_devices_give_the_same_losses(mesh, whole, config, tmp_path):
         one, eight = ([r[name] for r in runs.records(w, kind)] for w in (whole, tmp_path / "run"))
         np.testing.assert_allclose(eight, one, rtol=1e-5)
     assert max(r["logit_error"] for r in runs.records(tmp_path / "run", "growth")) <= 1e-5
+    assert "rematerialization" not in capfd.readouterr().err  # no array is whole on every device
 
 
 @pytest.mark.parametrize("step", [15, 20, 25, 40, 60])
