@@ -60,9 +60,8 @@ class Transformer(nn.Module):
         table = embed.embedding.astype(self.dtype or embed.embedding.dtype)
         if self.stream_sharding is not None:
             # From a table that is split along `embed` each device would be given the whole stream.
-            spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
-            rows = NamedSharding(self.stream_sharding.mesh, spec)
-            table = jax.lax.with_sharding_constraint(table, rows)
+            rows = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+            table = _split(table, NamedSharding(self.stream_sharding.mesh, rows))
         x = jnp.take(table, tokens, axis=0)
         if arch.position == "learned":
             init = _named(nn.linear.default_embed_init, "length", "embed")
