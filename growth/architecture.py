@@ -8,28 +8,25 @@ goes to JSON and back, so that a checkpoint can carry it.
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from growth.errors import InputError
+from growth import counts, fields
+from growth.fields import ArchitectureError
+from growth.positions import RopeScaling
 
-# The fields that a layer has of its own. Each is a number where all layers agree, and a tuple with
-# one entry per layer where they differ.
-LAYER_FIELDS = ("num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim", "rope_theta")
-
-# The parameters that may have a bias, named by their role in `growth.roles`.
-BIASES = ("norm", "query", "key", "value", "attention_out", "mlp_in", "mlp_out")
+# The fields that a layer has of its own. Each is a single value where all layers agree, and a tuple
+# with one entry per layer where they differ.
+LAYER_FIELDS = ("num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim", "rope_theta", "window")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("rmsnorm", "layernorm"),
-    "position": ("learned", "rope", "none"),
+    "norm_placement": ("pre", "sandwich", "closing", "post"),
+    "qk_norm": ("none", "head", "all"),
+    "parallel": ("none", "two_norms", "shared_norm"),
+    "position": ("learned", "sinusoidal", "rope", "alibi", "none"),
     "activation": ("relu", "gelu", "silu"),
 }
-
-
-class ArchitectureError(InputError):
-    """A field of an architecture is out of range, or fields contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +42,7 @@ class LayerShape:
     v_dim: int
     mlp_dim: int
     rope_theta: float
+    window: int | None
 
     @property
     def queries_per_group(self) -> int:
@@ -54,11 +52,11 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A decoder-only or bidirectional transformer with pre-norm layers.
+    """A decoder-only or bidirectional transformer.
 
-    `num_heads`, `num_kv_heads`, `qk_dim`, `v_dim`, `mlp_dim` and `rope_theta` may be given per
-    layer, as a sequence with one entry per layer; a single number means all layers. They read back
-    as a number where all layers agree and as a tuple where they differ.
+    The fields of `LAYER_FIELDS` may be given per layer, as a sequence with one entry per layer; a
+    single value means all layers. They read back as a single value where all layers agree and as a
+    tuple where they differ.
 
     Attributes:
       vocab_size: number of tokens.
@@ -73,14 +71,31 @@ class Architecture:
       v_dim: width of a head's values (v). Default: `qk_dim`.
       norm: "rmsnorm" or "layernorm".
       norm_eps: the norms' epsilon. It shrinks as `embed_dim` grows, which keeps growth exact.
-      position: "rope", "learned" or "none".
-      rope_theta: base of the rotary frequencies θ^(-2i/qk_dim). It grows with `qk_dim`.
+      norm_gain: whether norms have a gain. OLMo's have none.
+      unit_offset: whether gains are stored as what they add to 1 (Gemma).
+      norm_placement: "pre": before attention and MLP; "closing": on what they give, before it is
+        added (OLMo 2); "sandwich": both (Gemma 2); "post": after it is added.
+      embed_norm: whether a norm stands right after the embedding (BLOOM).
+      final_norm: whether a norm stands before the output layer.
+      qk_norm: whether queries and keys are normed: "none", each "head" (Qwen 3), or "all" heads of
+        a layer as one vector (OLMo 2).
+      position: "rope", "learned", "sinusoidal", "alibi" or "none".
+      rope_theta: base of the rotary frequencies θ^(-2i/width). It grows with `qk_dim`, unless
+        `rotary_dim` is given.
+      rotary_dim: the columns of a head that are turned, its first; the rest is not. None: all.
+      rope_scaling: how rotary frequencies are stretched.
+      query_scale: what products of queries and keys are multiplied by. None: qk_dim^(-1/2).
+      attention_softcap, logit_softcap: c, where x becomes c·tanh(x/c) (Gemma 2). None: nowhere.
+      window: a position sees itself and the `window` − 1 positions before it (and after it, if not
+        causal). None: all.
       activation: "relu", "gelu" (tanh form) or "silu".
       gated_mlp: whether the MLP has a gate (SwiGLU, GeGLU).
+      parallel: whether attention and MLP of a layer read the same stream: "two_norms" (GPT-NeoX),
+        "shared_norm" (GPT-J), or "none": the MLP reads what attention wrote.
       tied_embeddings: whether the output layer is the embedding, transposed.
+      scaled_embedding: whether embeddings are multiplied by √embed_dim (Gemma).
       use_bias: True, False, or the parts that have a bias, a subset of `BIASES`. "norm" means
         LayerNorm's bias; RMSNorm has none.
-      final_norm: whether a norm stands before the output layer.
       causal: whether a position sees only itself and the positions before it.
 
     Raises:
@@ -106,45 +121,83 @@ class Architecture:
     use_bias: bool | tuple[str, ...] = False
     final_norm: bool = True
     causal: bool = True
+    norm_gain: bool = True
+    unit_offset: bool = False
+    norm_placement: str = "pre"
+    embed_norm: bool = False
+    qk_norm: str = "none"
+    rotary_dim: int | None = None
+    rope_scaling: RopeScaling | None = None
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    window: int | tuple[int | None, ...] | None = None
+    parallel: str = "none"
+    scaled_embedding: bool = False
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         for name in ("vocab_size", "max_length", "embed_dim", "num_layers"):
-            put(name, _size(name, getattr(self, name)))
+            put(name, fields.whole(name, getattr(self, name)))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ArchitectureError(
-                    f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(choices)}"
-                )
-        for name in ("gated_mlp", "tied_embeddings", "final_norm", "causal"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArchitectureError(f"{name} is {getattr(self, name)!r}, not True or False")
-        put("use_bias", _biases(self.use_bias, self.norm))
-        put("norm_eps", _positive("norm_eps", self.norm_eps))
+            fields.choice(name, getattr(self, name), choices)
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool) and field.name != "use_bias":
+                fields.truth(field.name, getattr(self, field.name))
+        for name in ("query_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                put(name, fields.positive(name, getattr(self, name)))
+        put("use_bias", fields.biases(self.use_bias, self.norm == "layernorm" and self.norm_gain))
+        put("norm_eps", fields.positive("norm_eps", self.norm_eps))
+        self._check_variants()
 
         heads = self._per_layer("num_heads", self.num_heads)
-        kv_heads = self._per_layer("num_kv_heads", _given(self.num_kv_heads, heads))
+        kv_heads = self._per_layer("num_kv_heads", fields.given(self.num_kv_heads, heads))
         shares = [self.embed_dim // e or 1 for e in heads]
-        qk = self._per_layer("qk_dim", _given(self.qk_dim, shares))
-        v = self._per_layer("v_dim", _given(self.v_dim, qk))
+        qk = self._per_layer("qk_dim", fields.given(self.qk_dim, shares))
+        v = self._per_layer("v_dim", fields.given(self.v_dim, qk))
         mlp = self._per_layer("mlp_dim", self.mlp_dim)
         theta = self._per_layer("rope_theta", self.rope_theta)
+        window = self._per_layer("window", self.window)
         for index, (e, g, k) in enumerate(zip(heads, kv_heads, qk, strict=True)):
             if e % g:
                 raise ArchitectureError(
                     f"num_heads is {e} and num_kv_heads is {g} in layer {index}, but every group "
                     f"must have the same number of query heads: num_kv_heads must divide num_heads"
                 )
-            if self.position == "rope" and k % 2:
+            turned = k if self.rotary_dim is None else self.rotary_dim
+            if self.position == "rope" and (turned % 2 or turned > k):
                 raise ArchitectureError(
-                    f"qk_dim is {k} in layer {index}, but rotary positions turn pairs of columns: "
-                    f"it must be even"
+                    f"{'qk_dim' if self.rotary_dim is None else 'rotary_dim'} is {turned} in layer "
+                    f"{index}, but rotary positions turn pairs of columns: it must be even, and no "
+                    f"more than qk_dim, {k}"
                 )
-        for name, values in zip(LAYER_FIELDS, (heads, kv_heads, qk, v, mlp, theta), strict=True):
+        columns = (heads, kv_heads, qk, v, mlp, theta, window)
+        for name, values in zip(LAYER_FIELDS, columns, strict=True):
             put(name, values[0] if len(set(values)) == 1 else values)
 
+    def _check_variants(self) -> None:
+        if self.rotary_dim is not None:
+            fields.whole("rotary_dim", self.rotary_dim)
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        for name in ("rotary_dim", "rope_scaling"):
+            if getattr(self, name) is not None and self.position != "rope":
+                raise ArchitectureError(f"{name} is given, but position is {self.position!r}")
+        plain = self.norm_placement == "pre" and not self.embed_norm and not self.unit_offset
+        if not self.norm_gain and not plain:
+            raise ArchitectureError(
+                "norm_gain is False, but norms without a gain are known only before attention, MLP "
+                "and output layer: norm_placement must be 'pre', embed_norm and unit_offset False"
+            )
+        if self.parallel != "none" and self.norm_placement != "pre":
+            raise ArchitectureError(
+                f"parallel is {self.parallel!r}, so norm_placement must be 'pre', not "
+                f"{self.norm_placement!r}"
+            )
+
     def _per_layer(self, name: str, value: Any) -> tuple:
-        check = _positive if name == "rope_theta" else _size
+        check: Any = {"rope_theta": fields.positive, "window": _window}.get(name, fields.whole)
         if not isinstance(value, Iterable) or isinstance(value, str):
             return (check(name, value),) * self.num_layers
         values = tuple(check(f"{name}[{i}]", v) for i, v in enumerate(value))
@@ -175,61 +228,37 @@ class Architecture:
 
     def has_bias(self, part: str) -> bool:
         """Whether `part`, one of `BIASES`, has a bias."""
-        if part == "norm" and self.norm == "rmsnorm":
+        if part == "norm" and (self.norm == "rmsnorm" or not self.norm_gain):
             return False
         return self.use_bias if isinstance(self.use_bias, bool) else part in self.use_bias
+
+    @property
+    def closes_branches(self) -> bool:
+        """Whether a norm is the last to write what attention and MLP add to the stream."""
+        return self.norm_placement in ("sandwich", "closing")
+
+    @property
+    def norms_write_stream(self) -> bool:
+        """Whether what a norm gives enters the stream."""
+        return self.norm_placement != "pre" or self.embed_norm
+
+    @property
+    def turns_whole_heads(self) -> bool:
+        """Whether rotary positions turn all columns of a head, however wide it is."""
+        return self.position == "rope" and self.rotary_dim is None
 
     def replace(self, **changes: Any) -> Self:
         """This architecture with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    # Counts.
-
     @property
     def num_parameters(self) -> int:
         """The number of parameters, biases and embeddings included."""
-        embeddings = self.vocab_size * self.embed_dim * (1 if self.tied_embeddings else 2)
-        if self.position == "learned":
-            embeddings += self.max_length * self.embed_dim
-        norm = self.embed_dim * (2 if self.has_bias("norm") else 1)
-        total = embeddings + norm * self.final_norm
-        for layer in self.layers:
-            biases = {
-                "query": layer.num_heads * layer.qk_dim,
-                "key": layer.num_kv_heads * layer.qk_dim,
-                "value": layer.num_kv_heads * layer.v_dim,
-                "attention_out": self.embed_dim,
-                "mlp_in": layer.mlp_dim * (2 if self.gated_mlp else 1),
-                "mlp_out": self.embed_dim,
-            }
-            total += self._layer_weights(layer) + 2 * norm
-            total += sum(size for part, size in biases.items() if self.has_bias(part))
-        return total
+        return counts.num_parameters(self)
 
     def training_flops_per_token(self, length: int | None = None) -> float:
-        """Floating point operations of one training step per token, attention included.
-
-        A multiply-add counts as two, and the backward pass as twice the forward pass: 6 per weight
-        of a matrix, and 6·length·num_heads·(qk_dim + v_dim) per layer for attention, counted
-        over the whole square as dense attention computes it. Norms, activations and embedding
-        look-ups are left out, as is usual.
-
-        Args:
-          length: sequence length in tokens; `max_length` if not given.
-        """
-        length = length or self.max_length
-        weights = self.vocab_size * self.embed_dim
-        attention = 0
-        for layer in self.layers:
-            weights += self._layer_weights(layer)
-            attention += layer.num_heads * (layer.qk_dim + layer.v_dim) * length
-        return 6.0 * (weights + attention)
-
-    def _layer_weights(self, layer: LayerShape) -> int:
-        queries_and_out = layer.num_heads * (layer.qk_dim + layer.v_dim)
-        keys_and_values = layer.num_kv_heads * (layer.qk_dim + layer.v_dim)
-        mlp = layer.mlp_dim * (3 if self.gated_mlp else 2)
-        return self.embed_dim * (queries_and_out + keys_and_values + mlp)
+        """Operations of one training step per token; see `growth.counts`."""
+        return counts.training_flops_per_token(self, length)
 
     # Text.
 
@@ -315,34 +344,8 @@ class Architecture:
         return cls(**dict(norm_eps=1e-5) | fields)
 
 
-def _given(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ArchitectureError(f"{name} is {value!r}, but it must be a whole number of at least 1")
-    return int(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not 0 < value < math.inf:
-        raise ArchitectureError(f"{name} is {value!r}, but it must be a positive number")
-    return float(value)
-
-
-def _biases(value: Any, norm: str) -> bool | tuple[str, ...]:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, Iterable) or isinstance(value, str) or set(value) - set(BIASES):
-        raise ArchitectureError(
-            f"use_bias is {value!r}, but it must be True, False or some of {', '.join(BIASES)}"
-        )
-    if norm == "rmsnorm" and "norm" in value:
-        raise ArchitectureError("use_bias names 'norm', but an rmsnorm has no bias")
-    parts = tuple(part for part in BIASES if part in set(value))
-    possible = len(BIASES) - (norm == "rmsnorm")
-    return {0: False, possible: True}.get(len(parts), parts)
+def _window(name: str, value: Any) -> int | None:
+    return None if value is None else fields.whole(name, value)
 
 
 def _show(value: Any) -> str:

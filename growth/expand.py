@@ -22,7 +22,7 @@ from growth.layout import Section
 from growth.notation import BlueprintError
 from growth.pieces import Piece, pieces
 from growth.planning import GrowthPlan
-from growth.roles import FREE, MEAN, ROLES, ZERO, fill
+from growth.roles import FREE, MEAN, ZERO, factor, fill, offset
 
 
 def expand(
@@ -240,7 +240,7 @@ def _grow_piece(
     if FREE in fills:
         return None
     if ZERO in fills:
-        return jnp.zeros(section.shape, dtype)
+        return jnp.full(section.shape, -offset(section.role, plan.source), dtype)
     if MEAN in fills:  # an array for each dimension of the stream
         units = [
             piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)
@@ -280,14 +280,17 @@ def _old_entries(
         stop = piece.source_start + piece.length
         axis = section.axes.index("layers")
         old = jax.lax.slice_in_dim(old, piece.source_start, stop, axis=axis)
-    scale = ROLES[section.role].scale
-    if scale is None:
+
+    def growth(axis: str) -> float:
+        before = size(axis, plan.source, source.layers) or 1
+        return (size(axis, plan.target, piece.target.layers) or 1) / before
+
+    axes = (*section.axes, *source.path_axes)
+    by = factor(section.role, plan.source, axes, growth) ** degree
+    if by == 1:
         return old
-    scaled_axis, power = scale
-    before = size(scaled_axis, plan.source, source.layers) or 1
-    after = size(scaled_axis, plan.target, piece.target.layers) or 1
-    factor = (after / before) ** (power * degree)
-    return old if factor == 1 else old.astype(_wide(old.dtype)) * factor
+    added = offset(section.role, plan.source) if degree == 1 else 0.0
+    return (old.astype(_wide(old.dtype)) + added) * by - added
 
 
 def _wide(dtype: Any) -> Any:
@@ -298,7 +301,7 @@ def _check_group(parameter: Parameter, plan: GrowthPlan) -> None:
     """Refuses to add queries to groups where an array of heads has no axis for them."""
     rule = parameter.rule
     names = {*rule.axes, *rule.indices}
-    heads = names & {"kv_heads", "qk", "v"} and any(ROLES[role].group for role in rule.roles)
+    heads = names & {"kv_heads", "qk", "v"} and {"query", "attention_out"} & {*rule.roles}
     if heads and "group" not in names and _queries_added(plan):
         raise BlueprintError(
             f"{parameter.path}: the plan adds query heads to each group, but the rule names no "

@@ -52,7 +52,7 @@ def old_index(axis: str, index: int, old: int, new: int, rotary: bool) -> int | 
     Args:
       axis: the axis; not "layers".
       old, new: its sizes before and after.
-      rotary: whether queries and keys are rotated; then both halves of `qk` grow at their end.
+      rotary: whether whole queries and keys are turned; then both halves of `qk` grow at their end.
     """
     if axis == "qk" and rotary:
         half, within = divmod(index, new // 2)
@@ -99,7 +99,7 @@ def _piece(
             continue
         old = size(axis, plan.source, source_layers) or 0
         new = size(axis, plan.target, target.layers) or 0
-        origin_index = old_index(axis, index, old, new, plan.source.position == "rope")
+        origin_index = old_index(axis, index, old, new, plan.source.turns_whole_heads)
         if origin_index is None and "layers" not in new_axes:
             new_axes.append(axis)
         indices[axis] = index % old if origin_index is None else origin_index

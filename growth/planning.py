@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from growth import impossible
 from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
 from growth.errors import InputError
 
@@ -56,9 +57,11 @@ class GrowthPlan:
                 f"{target.num_layers} layers every old layer must stand once, in its old order"
             )
         self._check_embed()
+        if target.num_layers > source.num_layers:
+            _refuse("num_layers", source.num_layers, target.num_layers, impossible.layers(source))
         for index, origin in enumerate(self.layer_sources):
             if origin is not None:
-                _check_layer(index, source.layers[origin], target.layers[index], source.position)
+                _check_layer(index, source.layers[origin], target.layers[index], source)
 
     def _check_embed(self) -> None:
         source, target = self.source, self.target
@@ -70,14 +73,8 @@ class GrowthPlan:
                 f"the function when embed_dim grows from {source.embed_dim} to "
                 f"{target.embed_dim}, not {target.norm_eps!r}"
             )
-        grows = target.embed_dim > source.embed_dim
-        mean_filled = source.norm == "layernorm"
-        if grows and mean_filled and source.tied_embeddings and not source.final_norm:
-            raise GrowthError(
-                "embed_dim cannot grow exactly with layernorm, tied_embeddings and no final_norm: "
-                "new dimensions of the stream hold the mean of the old ones, and the output layer, "
-                "being the embedding, would add the product of two means to every logit"
-            )
+        if target.embed_dim > source.embed_dim:
+            _refuse("embed_dim", source.embed_dim, target.embed_dim, impossible.embed(source))
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:
@@ -103,7 +100,12 @@ class GrowthPlan:
         return "; ".join(text) or "nothing changes"
 
 
-def _check_layer(index: int, old: LayerShape, new: LayerShape, position: str) -> None:
+def _refuse(name: str, old: int, new: int, reason: str | None) -> None:
+    if reason:
+        raise GrowthError(f"{name} cannot grow exactly from {old} to {new}: {reason}")
+
+
+def _check_layer(index: int, old: LayerShape, new: LayerShape, source: Architecture) -> None:
     for name in _SIZES:
         if getattr(new, name) < getattr(old, name):
             raise GrowthError(
@@ -116,8 +118,17 @@ def _check_layer(index: int, old: LayerShape, new: LayerShape, position: str) ->
             f"{new.num_heads} in {new.num_kv_heads}: a query head would read another group's keys. "
             f"A group must keep its {old.queries_per_group} queries or get more"
         )
-    theta = scaled_theta(old, new.qk_dim)
-    if position == "rope" and not math.isclose(new.rope_theta, theta, rel_tol=1e-12):
+    if new.window != old.window:
+        raise GrowthError(
+            f"window is {old.window} in layer {index} and growth cannot change it to {new.window}"
+        )
+    if new.num_heads > old.num_heads:
+        reason = impossible.heads(source, old, new)
+        _refuse(f"num_heads in layer {index}", old.num_heads, new.num_heads, reason)
+    if new.qk_dim > old.qk_dim:
+        _refuse(f"qk_dim in layer {index}", old.qk_dim, new.qk_dim, impossible.qk(source))
+    theta = scaled_theta(old, new.qk_dim) if source.turns_whole_heads else old.rope_theta
+    if source.position == "rope" and not math.isclose(new.rope_theta, theta, rel_tol=1e-12):
         raise GrowthError(
             f"rope_theta must become {theta!r} in layer {index} to preserve the function when "
             f"qk_dim grows from {old.qk_dim} to {new.qk_dim}, not {new.rope_theta!r}"
@@ -188,7 +199,7 @@ def plan(
 
     if target.norm_eps == source.norm_eps:
         target = target.replace(norm_eps=scaled_epsilon(source, target.embed_dim))
-    if source.position == "rope":
+    if source.turns_whole_heads:
         thetas = []
         below = 0
         for layer, origin in zip(target.layers, origins, strict=True):

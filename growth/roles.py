@@ -12,6 +12,8 @@ needs, grouped heads and epsilon: see `growth.transformations` and `growth.plann
 """
 
 import dataclasses
+import math
+from collections.abc import Callable, Collection
 
 from growth.architecture import Architecture
 
@@ -24,6 +26,53 @@ STREAM = "stream"  # what the residual stream holds in its new dimensions: ZERO,
 MEAN = "mean"  # the mean of the old entries along the axis
 
 
+def _always(architecture: Architecture) -> bool:
+    return True
+
+
+def _plain_products(architecture: Architecture) -> bool:
+    """Whether products of queries and keys are divided by √qk_dim."""
+    return architecture.query_scale is None and architecture.qk_norm == "none"
+
+
+def _normed_products(architecture: Architecture) -> bool:
+    return architecture.qk_norm != "none"
+
+
+def _without_gains(architecture: Architecture) -> bool:
+    return not architecture.norm_gain
+
+
+def _scaled_embedding(architecture: Architecture) -> bool:
+    return architecture.scaled_embedding
+
+
+def _unscaled_output(architecture: Architecture) -> bool:
+    """Whether the output layer is not multiplied with a table of embeddings that it is tied to."""
+    return not (architecture.scaled_embedding and architecture.tied_embeddings)
+
+
+def _without_final_gain(architecture: Architecture) -> bool:
+    return not architecture.norm_gain and architecture.final_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Old entries are multiplied by (new size / old size) ** power, sizes of an axis.
+
+    Attributes:
+      axis: the axis.
+      power: the power.
+      when: in which architectures.
+      biases: whether that includes arrays that have not this axis.
+    """
+
+    axis: str
+    power: float
+    when: Callable[[Architecture], bool] = _always
+    biases: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Role:
     """What growth does to a parameter.
@@ -32,8 +81,7 @@ class Role:
       embed, kv_heads, group, qk, v, mlp: what new entries along the axis are; None where a
         parameter of this role has no such axis.
       layers: what the parameter is in a new layer.
-      scale: (axis, power): old entries are multiplied by (new size / old size) ** power, sizes of
-        the axis.
+      scale: by what old entries are multiplied.
     """
 
     embed: str | None = None
@@ -43,25 +91,43 @@ class Role:
     v: str | None = None
     mlp: str | None = None
     layers: str | None = None
-    scale: tuple[str, float] | None = None
+    scale: tuple[Scale, ...] = ()
 
+
+# A norm's output grows by √(ĥ/h), since its mean square shrinks by h/ĥ. Its gain makes up for that;
+# where it has none, what reads it does.
+_GAIN = (Scale("embed", -0.5),)
+_READER = (Scale("embed", -0.5, _without_gains),)
+# A norm over queries or keys has the ε of the others, which shrinks by h/ĥ: so must their squares.
+_QK = (*_READER, Scale("embed", -0.5, _normed_products, biases=True))
+_KEY = (*_QK, Scale("qk", 0.5, _plain_products))  # products are divided by √k̂, not by √k
+_EMBEDDING = (Scale("embed", -0.5, _scaled_embedding),)  # embeddings are multiplied by √ĥ, not √h
+_FINAL_GAIN = (Scale("embed", -0.5, _unscaled_output),)
+_UNEMBED = (Scale("embed", -0.5, _without_final_gain),)
 
 # A bias has the role of its kernel, with fewer axes.
 # fmt: off
 ROLES: dict[str, Role] = {
-    "embedding":     Role(embed=STREAM),
+    "embedding":     Role(embed=STREAM, scale=_EMBEDDING),
     "position":      Role(embed=STREAM),
-    "norm_gain":     Role(embed=FREE, layers=FREE, scale=("embed", -0.5)),
+    "norm_gain":     Role(embed=FREE, layers=FREE, scale=_GAIN),
     "norm_bias":     Role(embed=ZERO, layers=FREE),
-    "query":         Role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
-    "key":           Role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scale=("qk", 0.5)),
-    "value":         Role(embed=FREE, kv_heads=FREE, v=FREE, layers=FREE),
+    "final_gain":    Role(embed=FREE, scale=_FINAL_GAIN),
+    "closing_gain":  Role(embed=FREE, layers=ZERO, scale=_GAIN),
+    "closing_bias":  Role(embed=ZERO, layers=ZERO),
+    "query":         Role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE, scale=_QK),
+    "key":           Role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scale=_KEY),
+    "qk_norm":       Role(kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
+    "value":         Role(embed=FREE, kv_heads=FREE, v=FREE, layers=FREE, scale=_READER),
     "attention_out": Role(embed=STREAM, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO),
-    "mlp_in":        Role(embed=FREE, mlp=FREE, layers=FREE),
+    "mlp_in":        Role(embed=FREE, mlp=FREE, layers=FREE, scale=_READER),
     "mlp_out":       Role(embed=STREAM, mlp=ZERO, layers=ZERO),
-    "unembed":       Role(embed=FREE),
+    "unembed":       Role(embed=FREE, scale=_UNEMBED),
 }
 # fmt: on
+
+# The gains of norms over the stream; where they are stored as w for 1 + w, zero is −1.
+GAINS = ("norm_gain", "final_gain", "closing_gain")
 
 
 def fill(role: str, axis: str, architecture: Architecture) -> str:
@@ -80,4 +146,26 @@ def fill(role: str, axis: str, architecture: Architecture) -> str:
     rule = getattr(ROLES[role], axis)
     if rule == STREAM:
         return MEAN if layernorm else ZERO
+    if axis == "layers" and architecture.closes_branches and role in ("attention_out", "mlp_out"):
+        return FREE  # the gain of the norm behind it is zero
     return rule
+
+
+def factor(
+    role: str, architecture: Architecture, axes: Collection[str], growth: Callable[[str], float]
+) -> float:
+    """By what old entries of a parameter are multiplied.
+
+    Args:
+      role: a key of `ROLES`.
+      architecture: the architecture that grows.
+      axes: the axes that the array has.
+      growth: gives the ratio of the new size of an axis to the old.
+    """
+    scales = (s for s in ROLES[role].scale if s.when(architecture) and (s.biases or s.axis in axes))
+    return math.prod(growth(scale.axis) ** scale.power for scale in scales)
+
+
+def offset(role: str, architecture: Architecture) -> float:
+    """What is added to a stored value where the model uses it."""
+    return float(architecture.unit_offset and role in GAINS)

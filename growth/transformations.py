@@ -298,7 +298,7 @@ def _widen(
     for name, size in sizes.items():
         for index, value in zip(chosen, _one_for_each(name, size, chosen), strict=True):
             shapes[index] = dataclasses.replace(shapes[index], **{name: value})
-    if "qk_dim" in sizes and architecture.position == "rope":
+    if "qk_dim" in sizes and architecture.turns_whole_heads:
         pairs = list(zip(architecture.layers, shapes, strict=True))
         thetas = aligned([scaled_theta(old, new.qk_dim) for old, new in pairs])
         shapes = [
