@@ -42,7 +42,7 @@ class LayerShape:
     v_dim: int
     mlp_dim: int
     rope_theta: float
-    window: int | None
+    window: int | None = None
 
     @property
     def queries_per_group(self) -> int:
@@ -54,9 +54,8 @@ class LayerShape:
 class Architecture:
     """A decoder-only or bidirectional transformer.
 
-    The fields of `LAYER_FIELDS` may be given per layer, as a sequence with one entry per layer; a
-    single value means all layers. They read back as a single value where all layers agree and as a
-    tuple where they differ.
+    The fields of `LAYER_FIELDS` may be given per layer, as a sequence; a single value means all
+    layers. They read back as a single value where all agree and as a tuple where they differ.
 
     Attributes:
       vocab_size: number of tokens.
@@ -264,8 +263,8 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""
-        fields = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+        values = dataclasses.asdict(self).items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -280,10 +279,7 @@ class Architecture:
         missing = [name for name in required if name not in fields]
         if missing:
             raise ArchitectureError(f"an architecture needs {', '.join(missing)}")
-        values: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
-        }
-        return cls(**values)
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
 
     def to_json(self) -> str:
         """This architecture as a JSON object."""

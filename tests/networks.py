@@ -11,6 +11,7 @@ import growth
 from growth import Architecture, trees
 from growth.models import Transformer
 from growth.models.transformer import initial_parameters
+from growth.positions import RopeScaling
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 
@@ -40,6 +41,68 @@ ARCHITECTURES = {
         final_norm=False,
         causal=False,
     ),
+}
+
+_PLAIN = dict(
+    vocab_size=11,
+    max_length=8,
+    embed_dim=6,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    qk_dim=4,
+    v_dim=3,
+    mlp_dim=7,
+    norm_eps=1e-3,
+)
+_GEMMA = dict(unit_offset=True, scaled_embedding=True, tied_embeddings=True)
+_SANDWICH = dict(norm_placement="sandwich", query_scale=0.3, attention_softcap=3.0)
+_NEOX = dict(norm="layernorm", activation="gelu", gated_mlp=False)
+
+# What today's transformers vary, each as some model has it, in unequal sizes.
+VARIANTS = {
+    name: Architecture(**_PLAIN | fields)
+    for name, fields in {
+        "LayerNorm without gains (OLMo)": dict(norm="layernorm", norm_gain=False),
+        "norms without gains, tied, scaled embedding": dict(
+            norm_gain=False, tied_embeddings=True, scaled_embedding=True
+        ),
+        "norms without gains, tied": dict(norm_gain=False, tied_embeddings=True),
+        "LayerNorm without biases": dict(norm="layernorm"),
+        "gains stored as 1 + w, scaled embedding (Gemma)": dict(**_GEMMA, num_kv_heads=1),
+        "sandwich norms, soft caps, windows (Gemma 2)": dict(
+            **_GEMMA, **_SANDWICH, logit_softcap=5.0, window=(3, None)
+        ),
+        "closing norms, norm over all queries (OLMo 2)": dict(
+            norm_placement="closing", qk_norm="all"
+        ),
+        "norm over each query and key (Qwen 3)": dict(qk_norm="head", use_bias=("query", "key")),
+        "biases of query, key, value (Qwen 2)": dict(use_bias=("query", "key", "value")),
+        "parallel branches, partial rotary (GPT-NeoX)": dict(
+            **_NEOX, parallel="two_norms", rotary_dim=2, use_bias=True
+        ),
+        "parallel branches behind one norm (GPT-J)": dict(
+            **_NEOX, parallel="shared_norm", rotary_dim=4, use_bias=("norm", "mlp_in", "mlp_out")
+        ),
+        "scaled rotary (Llama 3.1)": dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),
+        "linearly scaled rotary, window (Mistral)": dict(
+            rope_scaling=RopeScaling("linear", 2.0), window=3
+        ),
+        "ALiBi": dict(position="alibi", num_kv_heads=4),
+        "ALiBi, norm after embedding (BLOOM)": dict(
+            position="alibi", embed_norm=True, norm="layernorm", use_bias=True, num_kv_heads=4
+        ),
+        "RMSNorm after embedding": dict(embed_norm=True, position="learned"),
+        "sinusoidal positions": dict(position="sinusoidal"),
+        "post-norm, RMSNorm": dict(norm_placement="post", final_norm=False),
+        "post-norm, LayerNorm, bidirectional (BERT)": dict(
+            norm_placement="post", norm="layernorm", use_bias=True, causal=False, position="learned"
+        ),
+        "multi-query, no positions, bidirectional": dict(
+            position="none", num_kv_heads=1, causal=False, window=2
+        ),
+        "no final norm, LayerNorm": dict(norm="layernorm", final_norm=False, position="learned"),
+    }.items()
 }
 
 

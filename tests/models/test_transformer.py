@@ -7,12 +7,14 @@ import networks
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from networks import ARCHITECTURES, TOKENS, by_layer, difference, logits, random_parameters
+from networks import ARCHITECTURES, TOKENS, difference, logits, random_parameters
+from reference import reference_logits
 
 from growth import Architecture, trees
-from growth.architecture import BIASES
+from growth.fields import BIASES
 from growth.models import Transformer, initial_parameters, logical_axes
-from growth.models.transformer import attend, rotate
+from growth.models.attention import attend, rotate
+from growth.positions import rotary_frequencies
 from growth.roles import AXES
 
 SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=2, num_heads=2, mlp_dim=7)
@@ -26,61 +28,13 @@ VARIANTS = ARCHITECTURES | {
     ),
 }
 VARIANTS |= {part: Architecture.gpt2(**SIZES, gated_mlp=True, use_bias=(part,)) for part in BIASES}
+VARIANTS |= networks.VARIANTS
 
 
 def test_parameter_counts_are_those_of_the_trees():
     for architecture in VARIANTS.values():
         tree, _ = networks.abstract_parameters(architecture)
         assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == architecture.num_parameters
-
-
-def reference_logits(arch, parameters, tokens):
-    """A transformer in plain numpy: one sequence, one layer and one head at a time."""
-    arrays = by_layer(parameters, arch)
-
-    def linear(x, layer, name, *head):
-        bias = arrays.get((layer, f"{name}/bias"))
-        y = x @ arrays[layer, f"{name}/kernel"][(slice(None), *head)]
-        return y if bias is None else y + bias[head]
-
-    def norm(x, layer, name):
-        if arch.norm == "layernorm":
-            x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + arch.norm_eps)
-        return x * arrays[layer, f"{name}/scale"] + arrays.get((layer, f"{name}/bias"), 0)
-
-    def rotated(x, theta):
-        half = x.shape[-1] // 2
-        angles = np.outer(np.arange(len(x)), theta ** (-np.arange(half) / half))
-        pairs = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
-        return np.concatenate([pairs.real, pairs.imag], axis=-1)
-
-    stream = arrays[None, "embed/embedding"][tokens]
-    if arch.position == "learned":
-        stream = stream + arrays[None, "position"][: len(tokens)]
-    for i, shape in enumerate(arch.layers):
-        x = norm(stream, i, "attention_norm")
-        for e in range(shape.num_heads):
-            group, within = divmod(e, shape.num_heads // shape.num_kv_heads)
-            q = linear(x, i, "attention/query", group, within)
-            k = linear(x, i, "attention/key", group)
-            v = linear(x, i, "attention/value", group)
-            if arch.position == "rope":
-                q, k = rotated(q, shape.rope_theta), rotated(k, shape.rope_theta)
-            weights = np.exp(q @ k.T / np.sqrt(shape.qk_dim))
-            weights = np.tril(weights) if arch.causal else weights
-            mixed = weights / weights.sum(-1, keepdims=True) @ v
-            stream = stream + mixed @ arrays[i, "attention/out/kernel"][group, within]
-        stream = stream + arrays.get((i, "attention/out/bias"), 0)
-        x = norm(stream, i, "mlp_norm")
-        up = linear(x, i, "mlp/up")
-        activation = getattr(jax.nn, arch.activation)
-        gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
-        stream = stream + linear(activation(up) if gate is None else up * gate, i, "mlp/down")
-    if arch.final_norm:
-        stream = norm(stream, None, "final_norm")
-    tied = arch.tied_embeddings
-    return stream @ (arrays[None, "embed/embedding"].T if tied else arrays[None, "unembed/kernel"])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -114,7 +68,9 @@ def test_attention(heads, widths, causal, dtype, float64):
 
 def test_rotation_depends_on_relative_positions_only(float64):
     query, key = np.random.default_rng(0).standard_normal((2, 6))
-    turned = [np.asarray(rotate(np.tile(x, (1, 8, 1, 1)), 100.0))[0, :, 0] for x in (query, key)]
+    frequencies = rotary_frequencies(6, 100.0, None)
+    tiled = (np.tile(x, (1, 8, 1, 1)) for x in (query, key))
+    turned = [np.asarray(rotate(x, frequencies))[0, :, 0] for x in tiled]
     scores = turned[0] @ turned[1].T
     for offset in range(-7, 8):
         diagonal = np.diagonal(scores, offset)
@@ -161,7 +117,11 @@ def test_every_axis_of_every_parameter_has_its_name():
             assert set(names[path]) <= known
             in_layer = path.partition("/")[2] if path.startswith("layers") else path
             own = ("layers",) if path.startswith("layers") else ()
-            assert tuple(names[path]) == (*own, *networks.axes_of(in_layer))
+            axes = networks.axes_of(in_layer)
+            if in_layer.split("/")[-2:-1] in (["query_norm"], ["key_norm"]):
+                heads = ["kv_heads", "group"] if "query" in in_layer else ["kv_heads"]
+                axes = [*(heads if architecture.qk_norm == "all" else []), "qk"]
+            assert tuple(names[path]) == (*own, *axes)
 
 
 def test_initial_parameters_are_those_of_init_without_boxes():
