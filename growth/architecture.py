@@ -279,7 +279,8 @@ class Architecture:
         missing = [name for name in required if name not in fields]
         if missing:
             raise ArchitectureError(f"an architecture needs {', '.join(missing)}")
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+        values: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        return cls(**values)
 
     def to_json(self) -> str:
         """This architecture as a JSON object."""

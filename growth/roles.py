@@ -123,6 +123,10 @@ ROLES: dict[str, Role] = {
     "mlp_in":        Role(embed=FREE, mlp=FREE, layers=FREE, scale=_READER),
     "mlp_out":       Role(embed=STREAM, mlp=ZERO, layers=ZERO),
     "unembed":       Role(embed=FREE, scale=_UNEMBED),
+    # A number for each head and each distance (T5), added to products of queries and keys.
+    "position_bias": Role(kv_heads=FREE, group=FREE, layers=FREE),
+    # Chooses among several MLPs, the experts, each of which grows as any MLP.
+    "router":        Role(embed=FREE, layers=FREE, scale=_READER),
 }
 # fmt: on
 

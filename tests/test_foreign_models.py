@@ -3,13 +3,13 @@
 import functools
 
 import foreign_models
+import foreign_stacks
 import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 from flax import nnx
-from foreign_models import MODELS
 from networks import KEY, TOKENS, difference
 
 import growth
@@ -18,6 +18,7 @@ from growth import Architecture, Blueprint, BlueprintError
 pytestmark = pytest.mark.usefixtures("float64")
 
 EXACT = 1e-12
+MODELS = foreign_models.MODELS | foreign_stacks.MODELS
 
 ALL = growth.compose(
     growth.mlp_expansion(7),
@@ -272,3 +273,41 @@ def test_every_axis_may_be_an_index_in_the_path(norm):
     old = jax.jit(functools.partial(piecewise_apply, architecture))(tree, TOKENS)
     new = jax.jit(functools.partial(piecewise_apply, plan.target))(grown, TOKENS)
     assert difference(np.asarray(old), np.asarray(new)) <= EXACT
+
+
+@pytest.mark.parametrize("grows", ["encoder", "decoder"])
+def test_an_encoder_and_its_decoder_grow_apart(grows):
+    """A stack is a subtree with an architecture of its own; the stream between them is as wide."""
+    model = foreign_stacks.T5_MODEL
+    tree, old = source("T5")
+    step = growth.compose(
+        growth.mlp_expansion(7),
+        growth.head_addition(3),
+        growth.attention_expansion(5),
+        growth.heads_expansion(6),
+        growth.layer_addition(1, position=1),
+    )
+    plan = step(model.architecture)
+    fresh = randomized(model.init(plan.target), seed=1)
+    rules = Blueprint(foreign_stacks.STACK_RULES)
+    part = growth.expand({grows: tree[grows]}, plan, blueprint=rules, fresh={grows: fresh[grows]})
+    sizes = {"encoder": model.architecture, "decoder": model.architecture} | {grows: plan.target}
+    new = foreign_stacks.T5(**sizes).apply({"params": tree | part}, TOKENS)
+    assert difference(old, np.asarray(new)) <= EXACT
+
+
+def test_encoder_and_decoder_of_different_depth_widen_together():
+    deep = foreign_stacks.T5_MODEL.architecture.replace(num_layers=3)
+    flat = foreign_stacks.T5_MODEL.architecture
+    module = foreign_stacks.T5(deep, flat)
+    tree = randomized(module.init(KEY, TOKENS)["params"])
+    old = np.asarray(module.apply({"params": tree}, TOKENS))
+    step = growth.hidden_dimension_expansion(9)
+    rules = Blueprint(foreign_stacks.T5_MODEL.blueprint.rules)
+    encoder = {name: tree[name] for name in ("shared", "encoder", "lm_head")}
+    plans = step(deep), step(flat)
+    grown = growth.expand(encoder, plans[0], KEY, rules, fresh="copy")
+    grown |= growth.expand({"decoder": tree["decoder"]}, plans[1], KEY, rules, fresh="copy")
+    larger = foreign_stacks.T5(*(plan.target for plan in plans))
+    new = np.asarray(larger.apply({"params": grown}, TOKENS))
+    assert difference(old, new) <= EXACT
