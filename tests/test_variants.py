@@ -1,6 +1,7 @@
 """What today's transformers vary: every dimension grows exactly, or is refused with the reason."""
 
 import functools
+from pathlib import Path
 
 import jax
 import networks
@@ -176,3 +177,10 @@ def test_window_and_rope_scaling_of_old_layers_cannot_change():
         growth.plan(architecture, architecture.replace(window=4))
     with pytest.raises(GrowthError, match="rope_scaling is RopeScaling"):
         growth.plan(architecture, architecture.replace(rope_scaling=None))
+
+
+def test_every_variant_stands_in_the_table_of_the_docs():
+    table = Path(__file__).parent.parent.joinpath("docs/exactness.md").read_text()
+    for name in VARIANTS:
+        cells = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        assert cells.count("refused") == len(REFUSED.get(name, {}))
