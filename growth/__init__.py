@@ -2,6 +2,7 @@
 
 from growth.architecture import Architecture, ArchitectureError
 from growth.blueprint import Blueprint
+from growth.certify import Certificate, CertificateError, certify
 from growth.errors import InputError
 from growth.expand import expand
 from growth.notation import BlueprintError
@@ -24,12 +25,15 @@ __all__ = [
     "ArchitectureError",
     "Blueprint",
     "BlueprintError",
+    "Certificate",
+    "CertificateError",
     "GrowthError",
     "GrowthPlan",
     "InputError",
     "OptimizerStateError",
     "Transformation",
     "attention_expansion",
+    "certify",
     "compose",
     "expand",
     "expand_optimizer_state",

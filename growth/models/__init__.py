@@ -2,10 +2,20 @@
 
 from growth.models.transformer import (
     Transformer,
+    apply,
     blueprint,
     initial_parameters,
     logical_axes,
     logits,
+    stream,
 )
 
-__all__ = ["Transformer", "blueprint", "initial_parameters", "logical_axes", "logits"]
+__all__ = [
+    "Transformer",
+    "apply",
+    "blueprint",
+    "initial_parameters",
+    "logical_axes",
+    "logits",
+    "stream",
+]

@@ -82,7 +82,7 @@ class Transformer(nn.Module):
         for first, number in arch.runs:
             run = nn.scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 length=number,
                 metadata_params={nn.PARTITION_NAME: "layers"},
@@ -104,6 +104,23 @@ class Transformer(nn.Module):
 
 def _split(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def apply(architecture: Architecture, params: Any, tokens: jax.Array) -> jax.Array:
+    """Logits [batch, length, vocab] of int tokens [batch, length], in the parameters' dtype."""
+    return logits(Transformer(architecture), params, tokens)
+
+
+def stream(architecture: Architecture, params: Any, tokens: jax.Array) -> list[jax.Array]:
+    """The residual stream [batch, length, embed] after each layer."""
+    _, seen = Transformer(architecture).apply(
+        {"params": params},
+        tokens,
+        capture_intermediates=lambda module, _: isinstance(module, Layer),
+        mutable=["intermediates"],
+    )
+    runs = [seen["intermediates"][f"layers_{first}"] for first, _ in architecture.runs]
+    return [layer for run in runs for layer in run["__call__"][0][0]]
 
 
 def logits(model: Transformer, params: Any, tokens: jax.Array) -> jax.Array:
