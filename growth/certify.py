@@ -10,7 +10,9 @@ It runs the real network, before and after. What it promises is in `PROMISES`.
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -112,6 +114,14 @@ class Certificate:
     def to_json(self) -> str:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes it to a file as JSON, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(partial, path)
 
     def __str__(self) -> str:
         source, target = self.plan.source, self.plan.target

@@ -114,6 +114,9 @@ class TrainConfig:
       param_dtype: dtype of the parameters and the optimizer state.
       remat: whether activations are computed anew in the backward pass, to save memory.
       data, optimizer, mesh, samples: see there.
+      certify: whether each growth is certified, by `growth.certify` on a batch of the evaluation
+        set; certificates are written to the run's directory, and a promise that is broken ends the
+        run. If not, the loss and the logits before and after are compared.
       eval_every: steps between evaluations; there is one at the end of every stage in any case.
       eval_batches: batches of an evaluation.
       checkpoint_every: steps between checkpoints; the end of every stage is kept in any case.
@@ -130,6 +133,7 @@ class TrainConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: bool = False
+    certify: bool = False
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from growth.certify import certify
+from growth.models import apply, stream
 from growth.schedule import Stage
 from growth.training.config import TrainConfig
 from growth.training.metrics import FILE_NAME, read_metrics
@@ -97,6 +99,8 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     grown = grow_state(state, stage.plan, run.tx, run.config.param_dtype, run.mesh, key)
     jax.block_until_ready(grown)
     seconds = time.perf_counter() - began
+    if run.config.certify:
+        _certify(run, stage, state.params, grown)
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
         leaf.delete()  # donation frees nothing here, for no shape stays the same
 
@@ -120,6 +124,25 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
         f"eval loss {loss_before:.6f} → {loss_after:.6f}"
     )
     return grown
+
+
+def _certify(run: Run, stage: Stage, params: Any, grown: TrainState) -> None:
+    """Writes the certificate of a growth, and ends the run where a promise is broken."""
+    assert stage.plan is not None
+    certificate = certify(
+        apply,
+        params,
+        grown.params,
+        stage.plan,
+        run.eval_set[0, :, :-1],
+        stream=stream,
+        optimizer=run.tx,
+        opt_state=grown.opt_state,
+        learning_rate=run.config.optimizer.learning_rate,
+    )
+    if jax.process_index() == 0:
+        certificate.write(run.workdir / "certificates" / f"step_{stage.start}.json")
+    certificate.require()
 
 
 def _compiled_step(run: Run, stage: Stage, state: TrainState) -> Any:

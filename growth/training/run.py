@@ -45,6 +45,7 @@ class Run:
     """What a run holds on to. The training state is not in it: it is handed from step to step."""
 
     config: TrainConfig
+    workdir: Path
     stages: tuple[Stage, ...]
     mesh: Mesh
     tx: optax.GradientTransformation
@@ -149,8 +150,8 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         progress.note(_greeting(corpus, mesh, stages, step))
         eval_set = _eval_set(config, corpus, mesh)
         run = Run(
-            config, stages, mesh, tx, corpus.tokenizer, batches, eval_set, checkpoints, metrics,
-            progress, stop,
+            config, workdir, stages, mesh, tx, corpus.tokenizer, batches, eval_set, checkpoints,
+            metrics, progress, stop,
         )  # fmt: skip
         yield run, stage, state
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,20 @@ def test_sample_continues_a_prompt(trained):
     assert code == 0, text
     assert text.startswith("import os")
     assert len(text) > len("import os\n")
+
+
+def test_certify_grows_a_checkpoint_and_says_what_that_did(trained, files, tmp_path):
+    path = tmp_path / "certificate.json"
+    code, text = output(
+        "growth.cli.certify", f"--workdir={trained}", "--mlp_dim=24", "--num_layers=2",
+        "--sequences=4", f"--json={path}",
+    )  # fmt: skip
+    assert code == 0, text
+    assert "every promise is kept" in text
+    assert json.loads(path.read_text())["passed"] is True
+    code, text = output("growth.cli.certify", f"--workdir={trained}", "--embed_dim=4")
+    assert code == 2
+    assert "error: embed_dim is 8 and cannot shrink to 4" in text
 
 
 def test_sample_where_there_is_nothing(tmp_path, capsys):

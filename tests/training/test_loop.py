@@ -199,3 +199,15 @@ def test_a_run_that_diverges_stops(whole, config, tmp_path, capsys):
     assert runs.steps(tmp_path / "run")[-1] == 26
     assert [r["step"] for r in runs.records(tmp_path / "run", "train")] == list(range(1, 27))
     assert "step 26 of 60" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_every_growth_is_certified_where_the_config_says_so(config, tmp_path):
+    config.certify = True
+    config.samples.prompts = ()
+    train(parse(config), tmp_path / "run")
+    for step in (20, 40):
+        path = tmp_path / "run" / "certificates" / f"step_{step}.json"
+        certificate = json.loads(path.read_text())
+        assert certificate["passed"] is True
+        assert certificate["preservation"]["float64"]["max_error"] <= 1e-12
+        assert max(certificate["first_update"]) > 0

@@ -1,0 +1,65 @@
+"""Certifies a growth step of a trained model: is the function the same, and can new entries learn?
+
+python -m growth.cli.certify --workdir=runs/quickstart --num_heads=6 --mlp_dim=768
+
+Grows the newest checkpoint of a run in memory, and prints the certificate. Exits with 0 where every
+promise is kept, and with 1 where one is broken.
+"""
+
+import dataclasses
+import sys
+
+import jax
+from absl import app, flags, logging
+
+from growth import certify, expand, grow_to
+from growth.cli import errors
+from growth.models import apply, stream
+from growth.training.data import load_corpus, train_iterator
+from growth.training.run import load_model
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
+_FREE = flags.DEFINE_enum(
+    "free", "fresh", ["fresh", "copy"], "New entries that may be anything: initialized, or copies."
+)
+_SEQUENCES = flags.DEFINE_integer("sequences", 8, "How many sequences of the corpus it looks at.")
+_SEED = flags.DEFINE_integer("seed", 0, "Decides the free values and the sequences.")
+_JSON = flags.DEFINE_string("json", None, "A file to write the certificate to.")
+
+_SIZES = [field.name for field in dataclasses.fields(grow_to)]
+for _name in _SIZES:
+    flags.DEFINE_integer(_name, None, f"{_name} of the larger model, as for growth.grow_to.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options begin with --")
+    logging.set_verbosity(logging.WARNING)
+    with errors.reported():
+        model, params, config = load_model(_WORKDIR.value, _STEP.value)
+        plan = grow_to(**{name: flags.FLAGS[name].value for name in _SIZES})(model.architecture)
+        free = None if _FREE.value == "fresh" else "copy"
+        grown = expand(params, plan, jax.random.key(_SEED.value), fresh=free)
+        length = model.architecture.max_length
+        corpus = load_corpus(config.data, length)
+        batches = train_iterator(
+            corpus.validation, batch_size=_SEQUENCES.value, length=length, seed=_SEED.value
+        )
+        certificate = certify(
+            apply,
+            params,
+            grown,
+            plan,
+            next(batches)[:, :length],
+            stream=stream,
+        )
+        print(certificate)
+        if _JSON.value:
+            certificate.write(_JSON.value)
+    sys.exit(not certificate.passed)
+
+
+if __name__ == "__main__":
+    app.run(main)
