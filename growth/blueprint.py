@@ -87,6 +87,37 @@ class Blueprint:
         for rule in rules:
             parse(*rule)
 
+    @classmethod
+    def infer(cls, tree: Any, architecture: Architecture, axes: Any = None) -> "Blueprint":
+        """Guesses the blueprint of a model.
+
+        Roles are guessed from names, axes from shapes or, where the model has them, taken from the
+        names of its axes. Guess at a size where all sizes differ, so that shapes tell them apart;
+        the blueprint holds for every size.
+
+        Args:
+          tree: parameters, or their shapes, as `jax.eval_shape` gives them.
+          architecture: the architecture that they belong to.
+          axes: a tree of `PartitionSpec`s with the names of axes that growth knows, such as
+            `nn.get_partition_spec` gives for a Linen model with logical axis names.
+
+        Raises:
+          BlueprintError: something is unmatched or ambiguous; the message is a listing to complete
+            and paste. Or what was guessed does not explain the tree.
+        """
+        # The guesses are about sizes, which are known here.
+        from growth import inference
+
+        found = inference.guesses(tree, architecture, axes)
+        if not all(guess.sure for guess in found):
+            raise BlueprintError(
+                "not all parameters can be guessed; complete this:\n" + inference.listing(found)
+            )
+        rules = tuple((guess.path, guess.roles[0], guess.readings[0]) for guess in found)
+        blueprint = cls(rules)
+        blueprint.check(tree, architecture)
+        return blueprint
+
     def locate(self, paths: Iterable[str]) -> dict[str, tuple[Rule, dict[str, Any], str]]:
         """The rule of each path, with the indices in it and what stands before it.
 
