@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from growth import counts, fields
+from growth import counts, fields, presets
 from growth.fields import ArchitectureError
+from growth.patches import Patches
 from growth.positions import RopeScaling
 
 # The fields that a layer has of its own. Each is a single value where all layers agree, and a tuple
@@ -58,7 +59,7 @@ class Architecture:
     layers. They read back as a single value where all agree and as a tuple where they differ.
 
     Attributes:
-      vocab_size: number of tokens.
+      vocab_size: number of tokens, or of classes of images.
       max_length: longest sequence, in tokens; the number of learned positions.
       embed_dim: width of the residual stream (h in the paper).
       num_layers: number of layers (N).
@@ -96,6 +97,8 @@ class Architecture:
       use_bias: True, False, or the parts that have a bias, a subset of `BIASES`. "norm" means
         LayerNorm's bias; RMSNorm has none.
       causal: whether a position sees only itself and the positions before it.
+      patches: how images are cut, where the model sees images (ViT): a class token, then a token
+        for each patch; the class token's output gives the logits. None: it sees tokens.
 
     Raises:
       ArchitectureError: a field is out of range; the message names it.
@@ -133,6 +136,7 @@ class Architecture:
     window: int | tuple[int | None, ...] | None = None
     parallel: str = "none"
     scaled_embedding: bool = False
+    patches: Patches | None = None
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -180,6 +184,10 @@ class Architecture:
             fields.whole("rotary_dim", self.rotary_dim)
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        if isinstance(self.patches, Mapping):
+            object.__setattr__(self, "patches", Patches(**self.patches))
+        if self.patches is not None:
+            self.patches.check(self)
         for name in ("rotary_dim", "rope_scaling"):
             if getattr(self, name) is not None and self.position != "rope":
                 raise ArchitectureError(f"{name} is given, but position is {self.position!r}")
@@ -297,7 +305,8 @@ class Architecture:
             heads += f" in {_show(self.num_kv_heads)} groups"
         return (
             f"{self.num_layers} layers × [{heads}, qk {_show(self.qk_dim)}, v {_show(self.v_dim)}, "
-            f"mlp {_show(self.mlp_dim)}], embed {self.embed_dim}, vocab {self.vocab_size}, "
+            f"mlp {_show(self.mlp_dim)}], embed {self.embed_dim}, "
+            f"{'vocab' if self.patches is None else 'classes'} {self.vocab_size}, "
             f"length {self.max_length}, {self.norm}, {self.position}, {self.activation}"
         )
 
@@ -305,40 +314,28 @@ class Architecture:
 
     @classmethod
     def paper(cls, **fields: Any) -> Self:
-        """The architecture of Gesmundo & Maile, section 2.
+        """The architecture of Gesmundo & Maile, section 2: RMSNorm, ReLU, learned positions.
 
-        RMSNorm, ReLU, an MLP with biases and attention without, learned positions, `qk_dim` and
-        `v_dim` independent of each other, no final norm.
+        Its MLP has biases and its attention has none, `qk_dim` and `v_dim` are independent of each
+        other, and there is no final norm.
         """
-        preset: dict[str, Any] = dict(
-            norm="rmsnorm",
-            position="learned",
-            activation="relu",
-            gated_mlp=False,
-            tied_embeddings=False,
-            use_bias=("mlp_in", "mlp_out"),
-            final_norm=False,
-        )
-        return cls(**preset | fields)
+        return cls(**presets.PAPER | fields)
 
     @classmethod
     def gpt2(cls, **fields: Any) -> Self:
         """GPT-2's: LayerNorm, GELU, biases everywhere, learned positions, tied embeddings."""
-        preset: dict[str, Any] = dict(
-            norm="layernorm",
-            norm_eps=1e-5,
-            position="learned",
-            activation="gelu",
-            gated_mlp=False,
-            tied_embeddings=True,
-            use_bias=True,
-        )
-        return cls(**preset | fields)
+        return cls(**presets.GPT2 | fields)
 
     @classmethod
     def llama(cls, **fields: Any) -> Self:
         """Llama's: RMSNorm, a SiLU gate, rotary positions, no biases."""
-        return cls(**dict(norm_eps=1e-5) | fields)
+        return cls(**presets.LLAMA | fields)
+
+    @classmethod
+    def vit(cls, patches: Patches, **fields: Any) -> Self:
+        """ViT's: patches of images, bidirectional, LayerNorm, GELU, learned positions, biases."""
+        sizes = dict(patches=patches, max_length=patches.number + 1)
+        return cls(**presets.VIT | sizes | fields)
 
 
 def _window(name: str, value: Any) -> int | None:

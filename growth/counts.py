@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 def num_parameters(architecture: "Architecture") -> int:
     """The number of parameters, biases and embeddings included."""
     arch, width = architecture, architecture.embed_dim
-    total = arch.vocab_size * width * (1 if arch.tied_embeddings else 2)
+    if arch.patches is None:
+        total = arch.vocab_size * width * (1 if arch.tied_embeddings else 2)
+    else:  # patch embedding and head with their biases, class token
+        total = (arch.patches.dim + 2) * width + (width + 1) * arch.vocab_size
     if arch.position == "learned":
         total += arch.max_length * width
     per_norm = arch.norm_gain + arch.has_bias("norm")  # parameters for each entry that is normed
@@ -43,10 +46,14 @@ def training_flops_per_token(architecture: "Architecture", length: int | None = 
 
     Args:
       architecture: the architecture.
-      length: sequence length in tokens; `max_length` if not given.
+      length: sequence length in tokens; `max_length` if not given. A patch of an image is a token,
+        and so is the class token, which alone is read by the output layer.
     """
     length = length or architecture.max_length
-    weights = architecture.vocab_size * architecture.embed_dim
+    weights: float = architecture.vocab_size * architecture.embed_dim
+    if architecture.patches is not None:
+        weights += architecture.patches.number * architecture.patches.dim * architecture.embed_dim
+        weights /= length
     attention = 0
     for layer in architecture.layers:
         weights += _layer_weights(architecture, layer)

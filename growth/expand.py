@@ -1,28 +1,24 @@
-"""`expand`: carries any tree that belongs to one architecture to a larger one.
-
-One pass over the arrays: what a new entry is stands in `growth.roles`, which entry an array holds
-is said by a blueprint, and the two meet here. Everything is known before the first array is read,
-so the pass is a pure function that can be compiled, with a plan that is static.
-"""
+"""`expand`: carries parameters of one architecture to a larger one."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from growth import free as sources
-from growth import layout, trees
-from growth.architecture import Architecture
-from growth.blueprint import Blueprint, Parameter, misfits, siblings, size
+from growth import sources
+from growth.assembly import by_name, grow
+from growth.blueprint import Blueprint
 from growth.errors import InputError
-from growth.free import FreeValues
+from growth.free import Choice, Copy, Fresh, GradMax, Source
+from growth.free import choice as read_choice
+from growth.gradmax import gradmax
 from growth.layout import Section
-from growth.notation import BlueprintError
-from growth.pieces import Piece, pieces
+from growth.pieces import Piece
 from growth.planning import GrowthPlan
-from growth.roles import FREE, MEAN, ZERO, factor, fill, offset
+from growth.roles import FACES_ZERO
+from growth.sources import FreeValues
 
 
 def expand(
@@ -31,58 +27,106 @@ def expand(
     key: jax.Array | None = None,
     blueprint: Blueprint | None = None,
     fresh: Any = None,
+    free: Any = "fresh",
+    loss: Callable[[Any], jax.Array] | None = None,
 ) -> Any:
     """Carries parameters to the larger architecture of a plan; the function stays the same.
 
-    The result has the structure of `tree` (or of `fresh`, where that is a tree), and the dtype of
-    each array. Old entries that are multiplied are multiplied in float32 (float64 if they are
-    float64) and rounded once. Pure, and compatible with `jax.jit` (`plan` and `blueprint` are
-    static), `jax.eval_shape` and `out_shardings`.
+    The result has the structure of `tree` (or of `fresh`), and the dtype of each array. Old entries
+    that are multiplied are multiplied in float32 (float64 if they are float64) and rounded once.
+    Pure, and compatible with `jax.jit` (`plan`, `blueprint` and `free` are static),
+    `jax.eval_shape` and `out_shardings`.
 
     Args:
       tree: parameters of `plan.source`, any pytree of arrays.
       plan: the growth step.
-      key: a PRNG key for free values. Not needed where `fresh` is a tree.
+      key: a PRNG key for free values. Needed to copy, and where `fresh` is not given.
       blueprint: what the parameters are. None means the reference model, `growth.models`.
-      fresh: where free values come from. A tree: the model's freshly initialized parameters at
-        `plan.target`. "copy": copies of existing units plus noise. None: the initializer of the
-        reference model, at `plan.target`.
+      fresh: the model's freshly initialized parameters at `plan.target`. None: what the reference
+        model's initializer makes of `key`.
+      free: what new entries are where any value keeps the function: "fresh", "copy" (also
+        "copy:20", with the signal-to-noise ratio), "gradmax", or a mapping that says it for each
+        transformation or role; see `growth.free`.
+      loss: parameters of `plan.target` to a number, the loss of one batch, for "gradmax".
 
     Raises:
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
-      ValueError: `key` or `fresh` is needed and was not given.
+      InputError: `key`, `fresh` or `loss` is needed and was not given, `free` says nothing known,
+        or values of `fresh` are zero where they would never learn.
     """
-    check_free(key, blueprint, fresh)
+    choice = read_choice(free)
+    check_free(key, blueprint, fresh, loss, choice)
     blueprint = blueprint_for(plan, blueprint)
-    if fresh is None or isinstance(fresh, str):
-        return _expand(tree, None, key, plan, blueprint, copy=fresh == "copy")
-    return _expand(tree, fresh, None, plan, blueprint, copy=False)
+    if fresh is not None and not _is_traced((tree, fresh)):
+        _refuse_zeros(_zeros(tree, fresh, plan, blueprint))
+    grown = _expand(tree, fresh, key, plan, blueprint, choice)
+    if choice.needs(GradMax):
+        assert loss is not None
+        grown = gradmax(loss, tree, grown, plan, blueprint, choice)
+    return grown
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "copy"))
+@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "choice"))
 def _expand(
     tree: Any,
     fresh: Any,
     key: jax.Array | None,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    copy: bool,
+    choice: Choice,
 ) -> Any:
-    free = free_values(tree, fresh, key, plan, blueprint, copy)
+    free = free_values(tree, fresh, key, plan, blueprint, choice)
     return grow(tree, plan, blueprint, free, like=fresh)
 
 
-def check_free(key: jax.Array | None, blueprint: Blueprint | None, fresh: Any) -> None:
+def check_free(
+    key: jax.Array | None, blueprint: Blueprint | None, fresh: Any, loss: Any, choice: Choice
+) -> None:
     """Checks that the arguments of `expand` say where free values come from; see there."""
-    if fresh is None and blueprint is not None:
+    initialized = choice.needs(Fresh) or choice.needs(GradMax)
+    if fresh is None and blueprint is not None and initialized:
         raise InputError(
             "fresh is None, but only the reference model's initializer is known here: give the "
-            "model's freshly initialized parameters at the target size, or 'copy'"
+            "model's freshly initialized parameters at the target size, or free='copy'"
         )
-    if isinstance(fresh, str) and fresh != "copy":
-        raise InputError(f"fresh is {fresh!r}, but it must be a tree, 'copy' or None")
-    if key is None and (fresh is None or isinstance(fresh, str)):
+    if isinstance(fresh, str):
+        raise InputError(f"fresh is {fresh!r}, but it must be a tree; words go to free")
+    if key is None and (choice.needs(Copy) or (fresh is None and initialized)):
         raise InputError("key is needed for free values, unless fresh is a tree of them")
+    if loss is None and choice.needs(GradMax):
+        raise InputError("loss is needed for gradmax: a function of the larger parameters")
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "blueprint"))
+def _zeros(tree: Any, fresh: Any, plan: GrowthPlan, blueprint: Blueprint) -> dict[str, jax.Array]:
+    """Whether the free side of a product is zero, by path and axis, where its other side is."""
+    found: dict[str, jax.Array] = {}
+    values = sources.from_tree(by_name(fresh, blueprint, plan.target), plan)
+
+    def look(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
+        given = values(pieces, section, number)
+        for piece in pieces:
+            for axis, starts, shape in sources.blocks(piece, section, number, plan):
+                if "embed" in section.axes and axis in FACES_ZERO.get(section.role, ()):
+                    block = jax.lax.dynamic_slice(given, starts, shape)
+                    found[f"{piece.target.path}, new along {axis}"] = ~jnp.any(block)
+        return given
+
+    grow(tree, plan, blueprint, look, like=fresh)
+    return found
+
+
+def _refuse_zeros(found: Mapping[str, jax.Array]) -> None:
+    zero = [place for place, is_zero in jax.device_get(found).items() if is_zero]
+    if zero:
+        raise InputError(
+            f"fresh is zero in {'; '.join(zero)}: what that is multiplied with is zero already, "
+            f"and neither would ever get a gradient"
+        )
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def blueprint_for(plan: GrowthPlan, blueprint: Blueprint | None) -> Blueprint:
@@ -96,231 +140,20 @@ def free_values(
     key: jax.Array | None,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    copy: bool,
+    choice: Choice,
 ) -> FreeValues:
     """The free values that the arguments of `expand` ask for; see there."""
-    if copy:
-        assert key is not None
-        return sources.copies(_by_name(tree, blueprint, plan.source), plan, key)
-    if fresh is None:
-        fresh = _reference_model().initial_parameters(plan.target, key)
-    return sources.from_tree(_by_name(fresh, blueprint, plan.target), plan)
-
-
-def grow(
-    tree: Any,
-    plan: GrowthPlan,
-    blueprint: Blueprint,
-    free: FreeValues,
-    degree: int = 1,
-    like: Any = None,
-) -> Any:
-    """Carries a tree shaped like the parameters to the larger architecture.
-
-    Args:
-      tree: arrays of `plan.source`'s shapes. Leaves that no rule matches must be empty nodes.
-      plan: the growth step.
-      blueprint: what the arrays are.
-      free: the free values.
-      degree: how the values follow the parameters when these are multiplied by c: they are
-        multiplied by c ** degree. 1 for parameters, whose fixed entries get their fixed values;
-        other trees hold gradients or their squares, and all their new entries come from `free`.
-      like: a tree of the target to take the containers from, where it holds the same leaves. The
-        containers of `tree` may know its sizes.
-    """
-    located = blueprint.parameters(tree, plan.source)
-    leaves = trees.leaves(tree)
-    arrays = {located[leaf.path].name: leaf.value for leaf in leaves if leaf.path in located}
-    by_path = {leaf.path: leaf for leaf in leaves}
-    items, done = [], set()
-    for leaf in leaves:
-        if leaf.path not in located:
-            items.append((leaf.keys, leaf, leaf.value))
+    values: dict[Source, FreeValues] = {}
+    for source in choice.sources:
+        if isinstance(source, Copy):
+            assert key is not None
+            arrays = by_name(tree, blueprint, plan.source)
+            values[source] = sources.copies(arrays, plan, key, source.signal_to_noise)
             continue
-        first = located[leaf.path]
-        if first.kind in done:
-            continue
-        done.add(first.kind)
-        _check_group(first, plan)
-        for target in siblings(first, plan.target):
-            for problem in misfits(target, plan.target):
-                raise BlueprintError(problem)
-            model = by_path.get(target.path, leaf)
-            keys = trees.with_names(model.keys, target.path)
-            items.append((keys, model, _grow_array(target, arrays, plan, free, degree)))
-    grown = trees.build(items, tree)
-    return grown if like is None else _with_containers(grown, like)
-
-
-def _with_containers(tree: Any, like: Any) -> Any:
-    """The same leaves in the containers of another tree, where that has a place for each."""
-    values = {leaf.path: leaf.value for leaf in trees.leaves(tree)}
-    places = [leaf.path for leaf in trees.leaves(like) if not trees.is_empty(leaf.value)]
-    held = {path for path, value in values.items() if not trees.is_empty(value)}
-    if not held <= set(places) <= set(values):
-        return tree
-    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in places])
-
-
-def _grow_array(
-    target: Parameter,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    free: FreeValues,
-    degree: int,
-) -> jax.Array:
-    """One array of the target: each of its sections, put together from pieces."""
-    parts = pieces(target, plan)
-    model = parts[0].source
-    empty = {piece.source.name: trees.is_empty(arrays[piece.source.name]) for piece in parts}
-    if all(empty.values()):
-        return arrays[model.name]
-    if any(empty.values()):
-        raise BlueprintError(
-            f"{target.path}: continues {', '.join(empty)} in one array, but some of them are empty"
-        )
-    dtype = arrays[model.name].dtype
-    fixed = layout.fixed_sizes(model, arrays[model.name].shape, plan.source)
-    sections = []
-    for number, section in enumerate(layout.sections(target, plan.target, fixed)):
-        blocks = [
-            _grow_piece(part, section.with_layers(part.length), number, arrays, plan, degree)
-            for part in parts
-        ]
-        sections.append(_assemble(parts, blocks, section, number, free, dtype))
-    return layout.join(sections, target, plan.target, fixed)
-
-
-def _assemble(
-    parts: Sequence[Piece],
-    blocks: Sequence[jax.Array | None],
-    section: Section,
-    number: int,
-    free: FreeValues,
-    dtype: Any,
-) -> jax.Array:
-    """One section of a target array from the blocks of its pieces; the rest of it is free."""
-    whole = [
-        block.astype(dtype)
-        for part, block in zip(parts, blocks, strict=True)
-        if block is not None and block.shape == section.with_layers(part.length).shape
-    ]
-    if len(whole) == len(parts):
-        return whole[0] if len(whole) == 1 else jnp.concatenate(whole, section.axes.index("layers"))
-    # Blocks are written over free values, in place: each cut and joint would cost a pass.
-    result = free(parts, section, number).astype(dtype)
-    for part, block in zip(parts, blocks, strict=True):
-        if block is not None:
-            start = [part.start if axis == "layers" else 0 for axis in section.axes]
-            result = jax.lax.dynamic_update_slice(result, block.astype(dtype), start)
-    return result
-
-
-def _grow_piece(
-    piece: Piece,
-    section: Section,
-    number: int,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    degree: int,
-) -> jax.Array | None:
-    """One section of a piece without its free entries; None where all are free.
-
-    So it is smaller than the section along axes that grow freely. Old entries are multiplied, new
-    ones filled as their axis demands. Where an entry is new along several axes, any zero among
-    fixed values makes it zero, except that a free axis has the last word: the entries that it adds
-    are all free.
-    """
-
-    def fill_of(axis: str) -> str:
-        return fill(section.role, axis, plan.source) if degree == 1 else FREE
-
-    dtype = arrays[piece.source.name].dtype
-    fills = {fill_of(axis) for axis in piece.new_axes}
-    if FREE in fills:
-        return None
-    if ZERO in fills:
-        return jnp.full(section.shape, -offset(section.role, plan.source), dtype)
-    if MEAN in fills:  # an array for each dimension of the stream
-        units = [
-            piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)
-        ]
-        olds = [_old_entries(u, piece, section, number, arrays, plan, degree) for u in units]
-        block = jnp.mean(jnp.stack(olds).astype(_wide(dtype)), axis=0)
-    else:
-        block = _old_entries(piece.source, piece, section, number, arrays, plan, degree)
-
-    for place, axis in enumerate(section.axes):
-        new = section.shape[place] - block.shape[place]
-        if new == 0 or fill_of(axis) == FREE:
-            continue
-        if fill_of(axis) == MEAN:
-            mean = jnp.mean(block.astype(_wide(dtype)), axis=place, keepdims=True)
-            mean = jnp.repeat(mean.astype(block.dtype), new, axis=place)
-            block = jnp.concatenate([block, mean], axis=place)
-        else:
-            padding = [(0, new if p == place else 0, 0) for p in range(block.ndim)]
-            block = jax.lax.pad(block, jnp.zeros((), block.dtype), padding)
-    return block.astype(dtype)
-
-
-def _old_entries(
-    source: Parameter,
-    piece: Piece,
-    section: Section,
-    number: int,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    degree: int,
-) -> jax.Array:
-    """The old entries that a section of a piece continues, multiplied as their role demands."""
-    array = arrays[source.name]
-    old = layout.split(array, source, plan.source)[number]
-    if "layers" in section.axes:
-        stop = piece.source_start + piece.length
-        axis = section.axes.index("layers")
-        old = jax.lax.slice_in_dim(old, piece.source_start, stop, axis=axis)
-
-    def growth(axis: str) -> float:
-        before = size(axis, plan.source, source.layers) or 1
-        return (size(axis, plan.target, piece.target.layers) or 1) / before
-
-    axes = (*section.axes, *source.path_axes)
-    by = factor(section.role, plan.source, axes, growth) ** degree
-    if by == 1:
-        return old
-    added = offset(section.role, plan.source) if degree == 1 else 0.0
-    return (old.astype(_wide(old.dtype)) + added) * by - added
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _check_group(parameter: Parameter, plan: GrowthPlan) -> None:
-    """Refuses to add queries to groups where an array of heads has no axis for them."""
-    rule = parameter.rule
-    names = {*rule.axes, *rule.indices}
-    heads = names & {"kv_heads", "qk", "v"} and {"query", "attention_out"} & {*rule.roles}
-    if heads and "group" not in names and _queries_added(plan):
-        raise BlueprintError(
-            f"{parameter.path}: the plan adds query heads to each group, but the rule names no "
-            f"axis `group`; write (kv_heads group) where the query heads are"
-        )
-
-
-def _queries_added(plan: GrowthPlan) -> bool:
-    return any(
-        origin is not None and new.queries_per_group > plan.source.layers[origin].queries_per_group
-        for new, origin in zip(plan.target.layers, plan.layer_sources, strict=True)
-    )
-
-
-def _by_name(tree: Any, blueprint: Blueprint, architecture: Architecture) -> dict[str, jax.Array]:
-    located = blueprint.parameters(tree, architecture)
-    return {
-        located[leaf.path].name: leaf.value for leaf in trees.leaves(tree) if leaf.path in located
-    }
+        if fresh is None:
+            fresh = _reference_model().initial_parameters(plan.target, key)
+        values[source] = sources.from_tree(by_name(fresh, blueprint, plan.target), plan)
+    return sources.chosen(choice, values, plan)
 
 
 def _reference_model() -> Any:

@@ -1,113 +1,151 @@
-"""Free values: what new entries are where any value preserves the function.
+"""What new entries are where any value preserves the function: a choice, as data.
 
-A source of free values is a function of the pieces of a target array, one of its sections and that
-section's number. It gives an array shaped as the section, in which the entries that are new along
-any axis have values; old ones are written over it.
+A choice is a word, `"fresh"`, `"copy"`, `"copy:20"` or `"gradmax"`, or a mapping that says one for
+each transformation or each role:
+
+    growth.expand(params, plan, key, free={"layer_addition": "copy", "query": "fresh"})
+
+Zero is not a choice. The other side of the product is zero already, and with zeros on both sides
+neither would ever get a gradient.
 """
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from growth.layout import Section, split
-from growth.notation import BlueprintError
-from growth.pieces import Piece
-from growth.planning import GrowthPlan
-
-FreeValues = Callable[[Sequence[Piece], Section, int], jax.Array]
-
-# Noise on a copy, relative to the standard deviation of the array it is taken from. Without noise a
-# unit and its copy would get the same gradients for ever.
-COPY_NOISE = 0.1
+from growth.errors import InputError
+from growth.roles import ROLES
 
 
-def zeros(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-    """Zeros: how moments of new entries start. Never right for parameters."""
-    return jnp.zeros(section.shape)
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """The model's own initializer, at the target's size."""
 
 
-def from_tree(fresh: Mapping[str, jax.Array], plan: GrowthPlan) -> FreeValues:
-    """The entries of freshly initialized parameters at the target size.
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Existing units in turn, and a new layer like the one below it, plus noise.
 
-    Args:
-      fresh: arrays by name, each with the target's shape.
-      plan: the growth step.
+    Attributes:
+      signal_to_noise: the standard deviation of the array that is copied, over that of the noise.
+        Without noise a unit and its copy would get the same gradients for ever.
     """
 
-    def values(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-        target = pieces[0].target
-        part = split(fresh[target.name], target, plan.target)[number]
-        if part.shape != section.shape:  # in an axis that the architecture does not know
-            raise BlueprintError(
-                f"{target.path}: the fresh array's shape {fresh[target.name].shape} "
-                f"differs from the parameter's in an axis that does not grow"
+    signal_to_noise: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.signal_to_noise < float("inf"):
+            raise InputError(
+                f"signal_to_noise is {self.signal_to_noise!r}, but it must be a positive number: "
+                f"without noise, units and their copies would stay equal for ever"
             )
-        return part
-
-    return values
 
 
-def copies(arrays: Mapping[str, jax.Array], plan: GrowthPlan, key: jax.Array) -> FreeValues:
-    """Copies of existing units, in turn, plus noise of `COPY_NOISE` standard deviations.
+@dataclasses.dataclass(frozen=True)
+class GradMax:
+    """What makes the first gradient of the zero side largest, on one batch; see `growth.gradmax`.
 
-    A new layer is a copy of the layer below it. Layers of one array that are not new have the same
-    noise: no two units of a layer are equal, and there is less to draw.
-
-    Args:
-      arrays: the source's arrays by name.
-      plan: the growth step.
-      key: a PRNG key for the noise.
+    Attributes:
+      steps: of gradient ascent, from the model's own initializer.
     """
 
-    def values(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-        result = jnp.zeros(section.shape, arrays[pieces[0].source.name].dtype)
-        for piece in pieces:
-            new = section.with_layers(piece.length)
-            source = split(arrays[piece.source.name], piece.source, plan.source)[number]
-            old = _old_layers(source, piece, section)
-            noise = COPY_NOISE * jnp.std(source) * drawn(piece, new, number)
-            for block in _new_blocks(piece, old.shape, new.shape):
-                copy = old
-                for axis, entries in enumerate(block):
-                    if entries != range(old.shape[axis]):
-                        copy = jnp.take(copy, np.array(entries) % old.shape[axis], axis=axis)
-                starts, stops = [e.start for e in block], [e.stop for e in block]
-                copy += jax.lax.slice(noise, starts, stops).astype(copy.dtype)
-                if "layers" in section.axes:
-                    starts[section.axes.index("layers")] += piece.start
-                result = jax.lax.dynamic_update_slice(result, copy.astype(result.dtype), starts)
-        return result
+    steps: int = 10
 
-    def drawn(piece: Piece, section: Section, number: int) -> jax.Array:
-        is_new = "layers" in piece.new_axes
-        name = f"{piece.target.name}:{number}" + (f":{piece.start}" if is_new else "")
-        shape = section.shape if is_new else section.with_layers(1).shape
-        noise = jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), shape)
-        return jnp.broadcast_to(noise, section.shape)
-
-    return values
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"steps of gradmax is {self.steps!r}, but at least 1 is needed")
 
 
-def _old_layers(source: jax.Array, piece: Piece, section: Section) -> jax.Array:
-    """The layers of a source array that a piece continues, or the one that new layers copy."""
-    if "layers" not in section.axes:
-        return source
-    length = 1 if "layers" in piece.new_axes else piece.length
-    stop = piece.source_start + length
-    return jax.lax.slice_in_dim(source, piece.source_start, stop, axis=section.axes.index("layers"))
+Source = Fresh | Copy | GradMax
+
+_WORDS: dict[str, type] = {"fresh": Fresh, "copy": Copy, "gradmax": GradMax}
+
+# Which transformation adds entries along an axis. Where an entry is new along several, the first
+# one here says what it is.
+_ORDER: tuple[tuple[str, str], ...] = (
+    ("layers", "layer_addition"),
+    ("kv_heads", "head_addition"),
+    ("group", "head_addition"),
+    ("mlp", "mlp_expansion"),
+    ("v", "heads_expansion"),
+    ("qk", "attention_expansion"),
+    ("embed", "hidden_dimension_expansion"),
+)
+_TRANSFORMATIONS = dict(_ORDER)
+
+# The axes along which entries may be new, those first that decide what a new entry is.
+AXES_IN_ORDER = tuple(axis for axis, _ in _ORDER)
 
 
-def _new_blocks(piece: Piece, old: Sequence[int], new: Sequence[int]) -> Iterator[list[range]]:
-    """The new entries of a piece, as blocks that do not overlap: one for each axis that grows.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A source for every role and every axis.
 
-    A block has the range of its entries along each axis.
+    Attributes:
+      default: for what is not named.
+      named: pairs of a role or a transformation, and its source. A role goes before.
     """
-    if piece.new_axes:
-        yield [range(size) for size in new]
-        return
-    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
-        if after > before:
-            yield [*map(range, old[:axis]), range(before, after), *map(range, new[axis + 1 :])]
+
+    default: Source = Fresh()
+    named: tuple[tuple[str, Source], ...] = ()
+
+    def source(self, role: str, axis: str) -> Source:
+        """The source of entries of a role that are new along an axis."""
+        named = dict(self.named)
+        transformation = _TRANSFORMATIONS.get(axis, "")
+        return named.get(role) or named.get(transformation) or self.default
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All that there are."""
+        return tuple(dict.fromkeys((self.default, *(source for _, source in self.named))))
+
+    def needs(self, kind: type) -> bool:
+        """Whether any source is of a kind."""
+        return any(isinstance(source, kind) for source in self.sources)
+
+
+def choice(free: Any) -> Choice:
+    """The choice that a word or a mapping says; see the module.
+
+    Raises:
+      InputError: a word, a role or a transformation is unknown.
+    """
+    if isinstance(free, Choice):
+        return free
+    if not isinstance(free, Mapping):
+        return Choice(_source(free))
+    names = (*dict.fromkeys(_TRANSFORMATIONS.values()), *ROLES)
+    for name in free:
+        if name not in (*names, "default"):
+            near = difflib.get_close_matches(str(name), names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+            raise InputError(f"free names {name!r}, which is no transformation and no role; {hint}")
+    named = {name: _source(word) for name, word in free.items()}
+    default = named.pop("default", Fresh())
+    return Choice(default, tuple(named.items()))
+
+
+def _source(word: Any) -> Source:
+    if isinstance(word, Source):
+        return word
+    name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
+    if name in ("zero", "zeros"):
+        raise InputError(
+            f"free is {word!r}, but zeros are refused: the other side of the product is zero "
+            f"already, and neither would ever get a gradient"
+        )
+    if name not in _WORDS or (number and name == "fresh"):
+        raise InputError(
+            f"free is {word!r}, but it must be 'fresh', 'copy', 'copy:SIGNAL_TO_NOISE', 'gradmax', "
+            f"'gradmax:STEPS', or a mapping from transformations or roles to these"
+        )
+    if not number:
+        return _WORDS[name]()
+    try:
+        return Copy(float(number)) if name == "copy" else GradMax(int(number))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"free is {word!r}, but {number!r} is not a number") from None

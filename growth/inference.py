@@ -34,9 +34,9 @@ _NAMES: tuple[tuple[str, str], ...] = (
         r"up|gate|fc|fc_?1|c_fc|w_?1|w_?3|wi|wi_\d|(up|gate)_?proj|w_?in|dense_h_to_4h|mlp_?1",
     ),
     ("mlp_out", r"down|fc_?2|w_?2|down_?proj|dense_4h_to_h|mlp_?2|w?o|out|c?_?proj"),
-    ("position", r"wpe|pos|position|pos\w*embed\w*|position\w*"),
+    ("position", r"wpe|pos|position|pos\w*embed\w*|position\w*|cls\w*|class_?token"),
     ("unembed", r"lm_?head|unembed\w*|head|output|w_?out|logits\w*|embed_out"),
-    ("embedding", r"wte|embed|tok\w*|embedding\w*|embed_tokens|table|shared|word\w*"),
+    ("embedding", r"wte|embed|tok\w*|embedding\w*|embed_tokens|table|shared|word\w*|patch\w*"),
 )
 _BIASES = ("bias", "b")
 

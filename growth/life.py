@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from growth import layout, trees
+from growth.assembly import grow
 from growth.blueprint import Blueprint, Parameter
-from growth.expand import grow
-from growth.free import zeros
 from growth.pieces import old_index
 from growth.planning import GrowthPlan
 from growth.roles import AXES
+from growth.sources import zeros
 
 # A gradient is zero where it is this small beside the largest of its array: rounding.
 ROUNDING = 1e-13

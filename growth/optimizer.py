@@ -20,11 +20,12 @@ import jax
 import optax
 from optax import contrib
 
+from growth.assembly import by_name, grow
 from growth.blueprint import Blueprint
 from growth.errors import InputError
-from growth.expand import blueprint_for, check_free, free_values, grow
-from growth.free import FreeValues, zeros
+from growth.expand import blueprint_for
 from growth.planning import GrowthPlan
+from growth.sources import FreeValues, from_tree, zeros
 
 PARAMETER = 1
 GRADIENT = -1
@@ -58,49 +59,36 @@ def expand_optimizer_state(
     tx: optax.GradientTransformation,
     opt_state: Any,
     plan: GrowthPlan,
-    key: jax.Array | None = None,
+    params: Any,
     blueprint: Blueprint | None = None,
-    fresh: Any = None,
 ) -> Any:
     """Carries the state of an optimizer to the larger architecture of a plan.
 
     Moments keep their dtype and counts their value. Moments of new entries are zero. Leaves that
-    are valued like parameters (degree 1) get what `growth.expand` gives the parameters for the same
-    `key`, `blueprint` and `fresh`, which only such leaves need.
+    are valued like parameters (degree 1) get the very values that new parameters have.
 
     Args:
       tx: the optimizer that `opt_state` belongs to.
       opt_state: its state for parameters of `plan.source`.
       plan: the growth step.
-      key, blueprint, fresh: as for `growth.expand`.
+      params: the grown parameters, as `growth.expand` made them.
+      blueprint: as for `growth.expand`.
 
     Raises:
       OptimizerStateError: a part of the state is of a type that is not known.
       BlueprintError: the blueprint does not fit the moments.
-      ValueError: a leaf is valued like parameters, and `key` or `fresh` is missing.
     """
     _check_degrees(tx, opt_state)
-    if PARAMETER in jax.tree.leaves(degrees(opt_state)):
-        check_free(key, blueprint, fresh)
-    copy = isinstance(fresh, str)
-    values = None if copy else fresh
-    return _expand(opt_state, values, key, plan, blueprint_for(plan, blueprint), copy)
+    return _expand(opt_state, params, plan, blueprint_for(plan, blueprint))
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "copy"))
-def _expand(
-    opt_state: Any,
-    fresh: Any,
-    key: jax.Array | None,
-    plan: GrowthPlan,
-    blueprint: Blueprint,
-    copy: bool,
-) -> Any:
+@functools.partial(jax.jit, static_argnames=("plan", "blueprint"))
+def _expand(opt_state: Any, params: Any, plan: GrowthPlan, blueprint: Blueprint) -> Any:
     def grown(tree: Any, degree: int) -> Any:
         new_entries: FreeValues = zeros
         if degree == PARAMETER:
-            new_entries = free_values(tree, fresh, key, plan, blueprint, copy)
-        return grow(tree, plan, blueprint, new_entries, degree, like=fresh)
+            new_entries = from_tree(by_name(params, blueprint, plan.target), plan)
+        return grow(tree, plan, blueprint, new_entries, degree, like=params)
 
     return _map_state(opt_state, grown)
 

@@ -130,6 +130,14 @@ ROLES: dict[str, Role] = {
 }
 # fmt: on
 
+# Where a kernel's free entries are multiplied with entries that are all zero: along these axes
+# zeros on both sides would never learn. (New dimensions of the stream are also read by others.)
+FACES_ZERO: dict[str, tuple[str, ...]] = {
+    "query": ("qk",),
+    "value": ("kv_heads", "v", "layers"),
+    "mlp_in": ("mlp", "layers"),
+}
+
 # The gains of norms over the stream; where they are stored as w for 1 + w, zero is −1.
 GAINS = ("norm_gain", "final_gain", "closing_gain")
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import growth
-from growth import Architecture, trees
-from growth.models import Transformer
-from growth.models.transformer import initial_parameters
+from growth import Architecture, presets, trees
+from growth.models import initial_parameters, make_model
+from growth.patches import Patches
 from growth.positions import RopeScaling
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
@@ -59,6 +59,9 @@ _GEMMA = dict(unit_offset=True, scaled_embedding=True, tied_embeddings=True)
 _SANDWICH = dict(norm_placement="sandwich", query_scale=0.3, attention_softcap=3.0)
 _NEOX = dict(norm="layernorm", activation="gelu", gated_mlp=False)
 
+_IMAGES = dict(patches=Patches(4, 6, 3, 2), max_length=7, causal=False)
+_VIT = presets.VIT | _IMAGES
+
 # What today's transformers vary, each as some model has it, in unequal sizes.
 VARIANTS = {
     name: Architecture(**_PLAIN | fields)
@@ -101,6 +104,8 @@ VARIANTS = {
         "multi-query, no positions, bidirectional": dict(
             position="none", num_kv_heads=1, causal=False, window=2
         ),
+        "images (ViT)": dict(**_VIT, num_kv_heads=4),
+        "images, RMSNorm, rotary positions, gate": dict(_IMAGES),
         "no final norm, LayerNorm": dict(norm="layernorm", final_norm=False, position="learned"),
     }.items()
 }
@@ -175,12 +180,20 @@ def zeros(architecture):
 
 @functools.cache
 def _apply(architecture):
-    return jax.jit(Transformer(architecture).apply)
+    return jax.jit(make_model(architecture).apply)
 
 
-def logits(architecture, parameters, tokens=TOKENS):
-    """The logits of some tokens, as a numpy array."""
-    return np.asarray(_apply(architecture)({"params": parameters}, tokens))
+def inputs(architecture):
+    """Some tokens, or images."""
+    if architecture.patches is None:
+        return TOKENS
+    return 4 * np.random.default_rng(0).standard_normal((64, *architecture.patches.shape))
+
+
+def logits(architecture, parameters, given=None):
+    """The logits of some inputs, as a numpy array."""
+    given = inputs(architecture) if given is None else given
+    return np.asarray(_apply(architecture)({"params": parameters}, given))
 
 
 def difference(old, new):
@@ -231,7 +244,9 @@ def axes_of(name):
     *_, module, parameter = ("", *name.split("/"))
     axes = {
         "embed": "vocab embed",
-        "": "length embed",
+        "": "embed" if name == "class_token" else "length embed",
+        "patch_embed": "patch embed",
+        "head": "embed vocab",
         "unembed": "embed vocab",
         "query": "embed kv_heads group qk",
         "key": "embed kv_heads qk",

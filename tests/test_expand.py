@@ -13,8 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import ARCHITECTURES, KEY, difference, logits, random_parameters
 
 import growth
-from growth.models import Transformer
-from growth.models.transformer import initial_parameters, logical_axes
+from growth.models import Transformer, initial_parameters, logical_axes
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -66,12 +65,12 @@ def test_a_step_preserves_the_function_in_float32(name, step_name):
             assert difference(old, new) <= EXACT_FLOAT32
 
 
-@pytest.mark.parametrize("fresh", [None, "copy"])
+@pytest.mark.parametrize("free", ["fresh", "copy"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_free_values_from_the_initializer_and_from_copies(name, fresh):
+def test_free_values_from_the_initializer_and_from_copies(name, free):
     plan = plan_of(name, "all")
     parameters, old = source(name)
-    grown = growth.expand(parameters, plan, key=KEY, fresh=fresh)
+    grown = growth.expand(parameters, plan, key=KEY, free=free)
     assert difference(old, logits(plan.target, grown)) <= EXACT
     want = networks.abstract_parameters(plan.target)[0]
     assert jax.tree.structure(grown) == jax.tree.structure(want)
@@ -134,7 +133,7 @@ def test_new_entries_come_from_the_models_own_initializer():
 def test_copies_are_old_units_in_turn_with_a_little_noise():
     plan = growth.mlp_expansion(17)(ARCHITECTURES["llama"])
     parameters, _ = source("llama")
-    grown = growth.expand(parameters, plan, key=KEY, fresh="copy")
+    grown = growth.expand(parameters, plan, key=KEY, free="copy")
     old = parameters["layers_0"]["mlp"]["up"]["kernel"]
     new = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"][..., 7:])
     noise = new - np.concatenate([old, old[..., :3]], axis=-1)
@@ -145,7 +144,7 @@ def test_copies_are_old_units_in_turn_with_a_little_noise():
 def test_copies_of_a_layer_are_the_layer_below_with_a_little_noise():
     plan = growth.layer_addition(2, position=1)(ARCHITECTURES["llama"])
     parameters, old = source("llama")
-    grown = growth.expand(parameters, plan, key=KEY, fresh="copy")
+    grown = growth.expand(parameters, plan, key=KEY, free="copy")
     kernels = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"])
     deviation = parameters["layers_0"]["mlp"]["up"]["kernel"].std()
     for new in (1, 2):
@@ -207,8 +206,8 @@ def test_under_jit_and_eval_shape():
     assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, eager)
 
 
-@pytest.mark.parametrize("fresh", [None, "copy"])
-def test_on_a_mesh_of_eight_devices(fresh):
+@pytest.mark.parametrize("free", ["fresh", "copy"])
+def test_on_a_mesh_of_eight_devices(free):
     architecture = growth.Architecture.llama(
         vocab_size=16, max_length=8, embed_dim=8, num_layers=2, num_heads=4, qk_dim=4, mlp_dim=8
     )
@@ -222,9 +221,9 @@ def test_on_a_mesh_of_eight_devices(fresh):
     with jax.enable_x64(False):
         parameters = random_parameters(architecture, dtype=np.float32)
         key = jax.random.key(0)
-        plain = growth.expand(parameters, plan, key=key, fresh=fresh)
+        plain = growth.expand(parameters, plan, key=key, free=free)
         sharded = jax.device_put(parameters, shardings(architecture))
-        expand = lambda tree, key: growth.expand(tree, plan, key=key, fresh=fresh)  # noqa: E731
+        expand = lambda tree, key: growth.expand(tree, plan, key=key, free=free)  # noqa: E731
         grown = jax.jit(expand, out_shardings=shardings(plan.target))(sharded, key)
 
         kernel = grown["layers_0"]["mlp"]["up"]["kernel"]
@@ -269,7 +268,7 @@ def test_arguments_that_are_missing_or_wrong_are_named():
     with pytest.raises(ValueError, match="key is needed"):
         growth.expand(parameters, plan)
     with pytest.raises(ValueError, match="key is needed"):
-        growth.expand(parameters, plan, fresh="copy")
+        growth.expand(parameters, plan, free="copy")
     with pytest.raises(ValueError, match="fresh is 'zeros'"):
         growth.expand(parameters, plan, key=KEY, fresh="zeros")
     blueprint = growth.models.blueprint(plan.source)

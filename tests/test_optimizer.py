@@ -13,6 +13,7 @@ from optax import contrib
 
 import growth
 from growth.models import Transformer
+from growth.training.data import Batch
 from growth.training.optimization import decayed
 from growth.training.state import TrainState
 from growth.training.step import loss, make_train_step
@@ -55,12 +56,17 @@ def grown_parameters(name):
     return growth.expand(parameters(name), plan, fresh=random_parameters(plan.target, seed=1))
 
 
+def random_batches(shape, seed):
+    tokens = np.random.default_rng(seed).integers(0, 11, (*shape, 9))
+    return Batch(tokens[..., :-1], tokens[..., 1:])
+
+
 @functools.cache
 def gradients(name, grown):
     """The gradients of three batches, stacked; in the grown network, or in the one it came from."""
     plan = plan_of(name)
     model = Transformer(plan.target if grown else plan.source)
-    batches = np.random.default_rng(1).integers(0, 11, (3, 4, 9))
+    batches = random_batches((3, 4), seed=1)
     gradient = jax.grad(lambda parameters, batch: loss(model, parameters, batch))
     every = jax.jit(lambda p: jax.lax.map(lambda batch: gradient(p, batch), batches))
     return every(grown_parameters(name) if grown else parameters(name))
@@ -83,13 +89,13 @@ def test_old_moments_are_those_of_the_grown_network(name, optimizer):
     """Growing the moments is the same as gathering them in the grown network from the start."""
     tx, plan = OPTIMIZERS[optimizer], plan_of(name)
     state = accumulated(tx, name)
-    grown = growth.expand_optimizer_state(tx, state, plan)
+    grown = growth.expand_optimizer_state(tx, state, plan, grown_parameters(name))
     truth = accumulated(tx, name, grown=True)
     assert jax.tree.structure(grown) == jax.tree.structure(truth)
 
     # An entry is old where a one grows into anything but zero. Arrays of layers may split or merge.
     ones = jax.tree.map(jnp.ones_like, state)
-    places = growth.expand_optimizer_state(tx, ones, plan)
+    places = growth.expand_optimizer_state(tx, ones, plan, grown_parameters(name))
     count = 0
     for new, true, place in zip(*map(jax.tree.leaves, (grown, truth, places)), strict=True):
         old = np.asarray(place != 0)
@@ -109,7 +115,8 @@ def test_moments_are_rescaled():
     )
     tx = optax.adam(1e-3)
     ones = jax.tree.map(jnp.ones_like, tx.init(parameters("llama")))
-    grown = growth.expand_optimizer_state(tx, ones, plan)[0]
+    larger = growth.expand(parameters("llama"), plan, KEY)
+    grown = growth.expand_optimizer_state(tx, ones, plan, larger)[0]
     largest = jax.tree.map(lambda moment: float(moment.max()), (grown.mu, grown.nu))
     mu, nu = (tree["layers_0"]["attention"]["key"]["kernel"] for tree in largest)
     assert (mu, nu) == (1 / 2, 1 / 4)  # keys were doubled
@@ -128,8 +135,9 @@ def test_a_grown_state_is_like_one_that_begins(name, optimizer):
     }
     tx, plan = (OPTIMIZERS | more)[optimizer], plan_of(name)
     state = jax.eval_shape(tx.init, parameters(name))
+    larger = grown_parameters(name)
     grown = jax.eval_shape(
-        lambda state, key: growth.expand_optimizer_state(tx, state, plan, key), state, KEY
+        lambda state: growth.expand_optimizer_state(tx, state, plan, larger), state
     )
     want = jax.eval_shape(tx.init, random_parameters(plan.target))
     assert jax.tree.structure(grown) == jax.tree.structure(want)
@@ -144,27 +152,21 @@ def test_low_precision_moments_are_rounded_once():
 
     def grown(moments):
         begun = (state[0]._replace(mu=moments), *state[1:])
-        return growth.expand_optimizer_state(tx, begun, plan)[0].mu
+        return growth.expand_optimizer_state(tx, begun, plan, grown_parameters("llama"))[0].mu
 
     exact = grown(networks.with_dtype(low, jnp.float32))
     networks.assert_same_trees(grown(low), networks.with_dtype(exact, jnp.bfloat16))
 
 
-@pytest.mark.parametrize("fresh", [None, "copy", "tree"])
-def test_what_is_valued_like_parameters_gets_their_values(fresh):
+@pytest.mark.parametrize("free", ["fresh", "copy"])
+def test_what_is_valued_like_parameters_gets_their_values(free):
     """Schedule-free's z begins as the parameters, and grows as they do."""
     plan = growth.compose(growth.mlp_expansion(9), growth.layer_addition(1))(ARCHITECTURES["paper"])
     tx = contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
     weights = parameters("paper")
-    fresh = random_parameters(plan.target, seed=1) if fresh == "tree" else fresh
-    grown = growth.expand_optimizer_state(tx, tx.init(weights), plan, KEY, fresh=fresh)
-    networks.assert_same_trees(grown.z, growth.expand(weights, plan, KEY, fresh=fresh))
-
-
-def test_values_like_those_of_parameters_need_a_key():
-    plan, tx = plan_of("paper"), contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
-    with pytest.raises(ValueError, match="key is needed"):
-        growth.expand_optimizer_state(tx, tx.init(parameters("paper")), plan)
+    larger = growth.expand(weights, plan, KEY, free=free)
+    grown = growth.expand_optimizer_state(tx, tx.init(weights), plan, larger)
+    networks.assert_same_trees(grown.z, larger)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +181,13 @@ def test_values_like_those_of_parameters_need_a_key():
 def test_a_state_that_is_not_known_is_refused(tx, kind):
     plan = plan_of("paper")
     with pytest.raises(growth.OptimizerStateError, match=f"of type {kind}, .* known types are"):
-        growth.expand_optimizer_state(tx, tx.init(parameters("paper")), plan)
+        growth.expand_optimizer_state(tx, tx.init(parameters("paper")), plan, None)
 
 
 def test_a_state_of_another_architecture_is_refused():
     plan, tx = plan_of("paper"), optax.adam(1e-3)
     with pytest.raises(growth.BlueprintError, match="embed/embedding: shape"):
-        growth.expand_optimizer_state(tx, tx.init(grown_parameters("paper")), plan)
+        growth.expand_optimizer_state(tx, tx.init(grown_parameters("paper")), plan, None)
 
 
 def test_training_goes_on_after_growth():
@@ -199,10 +201,10 @@ def test_training_goes_on_after_growth():
     @jax.jit
     def grow(state, key):
         weights = growth.expand(state.params, plan, key)
-        moments = growth.expand_optimizer_state(tx, state.opt_state, plan, key)
+        moments = growth.expand_optimizer_state(tx, state.opt_state, plan, weights)
         return TrainState(state.step, weights, moments)
 
-    batch = np.random.default_rng(2).integers(0, 11, (4, 9))
+    batch = random_batches((4,), seed=2)
     before = jax.jit(functools.partial(loss, Transformer(plan.source)))(state.params, batch)
     grown = grow(state, KEY)
     after, metrics = jax.jit(make_train_step(Transformer(plan.target), tx))(grown, batch)

@@ -12,9 +12,9 @@ from networks import KEY, VARIANTS, difference, logits, random_parameters
 
 import growth
 from growth import Architecture, ArchitectureError, GrowthError
-from growth.expand import grow
-from growth.free import zeros
-from growth.models import Transformer, blueprint
+from growth.assembly import grow
+from growth.models import apply, blueprint
+from growth.sources import zeros
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -65,7 +65,7 @@ def source(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_possible_step_preserves_the_function(name):
     parameters, old = source(name)
-    assert len(old.std(axis=(0, 1)).nonzero()[0]) == 11  # the logits depend on the tokens
+    assert len(old.reshape(-1, 11).std(axis=0).nonzero()[0]) == 11  # logits depend on the inputs
     for kind, step in steps_for(name).items():
         plan = step(VARIANTS[name])
         assert plan.target.num_parameters > plan.source.num_parameters, kind
@@ -103,8 +103,9 @@ def test_alibi_refuses_heads_that_would_change_the_slopes_of_old_ones():
 
 
 def loss(architecture, parameters):
-    values = Transformer(architecture).apply({"params": parameters}, networks.TOKENS)
-    return optax.softmax_cross_entropy_with_integer_labels(values, networks.TOKENS[::-1]).mean()
+    values = apply(architecture, parameters, networks.inputs(architecture))
+    labels = np.resize(networks.TOKENS[::-1], values.shape[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(values, labels).mean()
 
 
 @functools.cache

@@ -14,17 +14,18 @@ from absl import app, flags, logging
 
 from growth import certify, expand, grow_to
 from growth.cli import errors
-from growth.models import apply, stream
-from growth.training.data import load_corpus, train_iterator
+from growth.training.data import train_iterator
+from growth.training.dataset import load_dataset
 from growth.training.run import load_model
+from growth.training.step import batch_logits, batch_stream, cross_entropy
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
-_FREE = flags.DEFINE_enum(
-    "free", "fresh", ["fresh", "copy"], "New entries that may be anything: initialized, or copies."
+_FREE = flags.DEFINE_string(
+    "free", "fresh", "New entries that may be anything: fresh, copy, copy:SIGNAL_TO_NOISE, gradmax."
 )
-_SEQUENCES = flags.DEFINE_integer("sequences", 8, "How many sequences of the corpus it looks at.")
-_SEED = flags.DEFINE_integer("seed", 0, "Decides the free values and the sequences.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Sequences, or images, that it looks at.")
+_SEED = flags.DEFINE_integer("seed", 0, "Decides the free values and the batch.")
 _JSON = flags.DEFINE_string("json", None, "A file to write the certificate to.")
 
 _SIZES = [field.name for field in dataclasses.fields(grow_to)]
@@ -42,18 +43,16 @@ def main(argv: list[str]) -> None:
         plan = grow_to(**{name: flags.FLAGS[name].value for name in _SIZES})(model.architecture)
         free = None if _FREE.value == "fresh" else "copy"
         grown = expand(params, plan, jax.random.key(_SEED.value), fresh=free)
-        length = model.architecture.max_length
-        corpus = load_corpus(config.data, length)
-        batches = train_iterator(
-            corpus.validation, batch_size=_SEQUENCES.value, length=length, seed=_SEED.value
-        )
+        validation = load_dataset(config.data, model.architecture).validation
+        batches = train_iterator(validation, batch_size=_BATCH_SIZE.value, seed=_SEED.value)
         certificate = certify(
-            apply,
+            batch_logits,
             params,
             grown,
             plan,
-            next(batches)[:, :length],
-            stream=stream,
+            next(batches),
+            loss=cross_entropy,
+            stream=batch_stream,
         )
         print(certificate)
         if _JSON.value:

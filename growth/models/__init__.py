@@ -1,21 +1,27 @@
 """Reference models in Flax, each beside its blueprint."""
 
-from growth.models.transformer import (
-    Transformer,
+from growth.models.body import Model
+from growth.models.reference import (
     apply,
     blueprint,
     initial_parameters,
     logical_axes,
     logits,
+    make_model,
     stream,
 )
+from growth.models.transformer import Transformer
+from growth.models.vision import VisionTransformer
 
 __all__ = [
+    "Model",
     "Transformer",
+    "VisionTransformer",
     "apply",
     "blueprint",
     "initial_parameters",
     "logical_axes",
     "logits",
+    "make_model",
     "stream",
 ]

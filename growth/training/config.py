@@ -216,13 +216,13 @@ def _all_fields(architecture: dict[str, Any]) -> dict[str, Any]:
     return optional | unset | architecture
 
 
-def parse(config: Mapping[str, Any]) -> TrainConfig:
+def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
     """The run that a config describes.
 
     Raises:
       ConfigError, ArchitectureError, ScheduleError, DataError: a field is unknown or wrong.
     """
-    fields = dict(config)
+    fields = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     if "architecture" not in fields:
         raise ConfigError("architecture is missing")
     fields["architecture"] = Architecture.from_dict(dict(fields["architecture"]))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from growth.errors import InputError
-from growth.models import Transformer, logits
+from growth.models import Model, logits
 from growth.training.tokenizers import Tokenizer
 
 
 def generate(
-    model: Transformer,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer,
     prompt: str,
@@ -42,8 +42,10 @@ def generate(
       The continuation, without the prompt.
 
     Raises:
-      InputError: an argument is out of range; the message names it.
+      InputError: an argument is out of range; the message names it. Or the model sees images.
     """
+    if model.architecture.patches is not None:
+        raise InputError(f"prompt is {prompt!r}, but the model sees images, and continues no text")
     tokens = np.asarray(tokenizer.encode(prompt), np.int32)
     if not len(tokens):
         raise InputError(f"prompt is {prompt!r}, but it must have at least one token to continue")
@@ -74,7 +76,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("model", "num_tokens", "top_k"))
 def _continue(
-    model: Transformer,
+    model: Model,
     params: Any,
     buffer: jax.Array,
     length: jax.Array,

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from growth.certify import certify
-from growth.models import apply, stream
 from growth.schedule import Stage
 from growth.training.config import TrainConfig
 from growth.training.metrics import FILE_NAME, read_metrics
@@ -24,7 +23,7 @@ from growth.training.run import (
     save,
 )
 from growth.training.state import TrainState, grow_state, state_shardings
-from growth.training.step import Metrics, make_train_step
+from growth.training.step import Metrics, batch_logits, batch_stream, cross_entropy, make_train_step
 
 
 def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
@@ -130,12 +129,13 @@ def _certify(run: Run, stage: Stage, params: Any, grown: TrainState) -> None:
     """Writes the certificate of a growth, and ends the run where a promise is broken."""
     assert stage.plan is not None
     certificate = certify(
-        apply,
+        batch_logits,
         params,
         grown.params,
         stage.plan,
-        run.eval_set[0, :, :-1],
-        stream=stream,
+        jax.tree.map(lambda batches: batches[0], run.eval_set),
+        loss=cross_entropy,
+        stream=batch_stream,
         optimizer=run.tx,
         opt_state=grown.opt_state,
         learning_rate=run.config.optimizer.learning_rate,
@@ -151,7 +151,10 @@ def _compiled_step(run: Run, stage: Stage, state: TrainState) -> Any:
     step = jax.jit(
         make_train_step(run.model(stage), run.tx), donate_argnums=0, out_shardings=(shardings, None)
     )
-    batch = jax.ShapeDtypeStruct(run.eval_set.shape[1:], "int32", sharding=run.batch_sharding)
+    batch = jax.tree.map(
+        lambda all: jax.ShapeDtypeStruct(all.shape[1:], all.dtype, sharding=run.batch_sharding),
+        run.eval_set,
+    )
     return step.lower(state, batch).compile()
 
 

@@ -1,12 +1,11 @@
 """The report of a run: one self-contained HTML file, made from the stages and the records."""
 
-import dataclasses
 import itertools
 import json
 import math
 import os
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -18,6 +17,7 @@ from growth.architecture import Architecture
 from growth.schedule import Stage
 from growth.training import report_plots
 from growth.training.progress import format_count, format_duration
+from growth.training.report_html import MISSING, Cell, item, power, show, sizes, table
 from growth.training.report_plots import Records
 
 # Architecture fields that the table of the stages shows, and what it calls them.
@@ -30,19 +30,6 @@ _SHOWN_FIELDS = {
     "v_dim": "v",
     "mlp_dim": "mlp",
 }
-
-# A tuple with more entries is shown as runs of equal ones.
-_MOST_ENTRIES = 8
-
-_MISSING = "–"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    """A table cell: its HTML, and the CSS class that it has."""
-
-    html: str
-    style: str = ""
 
 
 def write_report(
@@ -118,33 +105,35 @@ def _headline(stages: Sequence[Stage], records: Records) -> Iterable[str]:
     first, *_, last = (stages[0], *_reached(stages, records))
 
     loss = _last(evals, "loss")
-    # With 256 tokens a token is a byte.
-    unit = "byte" if last.architecture.vocab_size == 256 else "token"
-    bits = "" if loss is None else f"{loss / math.log(2):.3f} bits per {unit}"
-    yield _item("Evaluation loss", _show(loss, "{:.4f}".format), bits)
+    if last.architecture.patches is not None:
+        accuracy = show(_last(evals, "accuracy"), "{:.1%}".format)
+        yield item("Evaluation accuracy", accuracy, f"loss {show(loss, '{:.4f}'.format)}")
+    else:
+        yield item("Evaluation loss", show(loss, "{:.4f}".format), _bits(loss, last))
 
-    per_token = _power(last.architecture.training_flops_per_token())
+    per_token = power(last.architecture.training_flops_per_token())
     per_token = f"{per_token} per token in stage {last.index + 1}"
-    yield _item("Training FLOPs", _show(_last(records, "flops"), _power), per_token)
+    yield item("Training FLOPs", show(_last(records, "flops"), power), per_token)
 
     old, new = first.architecture.num_parameters, last.architecture.num_parameters
     size = format_count(new) if old == new else f"{format_count(old)} → {format_count(new)}"
-    yield _item("Parameters", size, f"{new / old:.1f} times as many" if old != new else "")
+    yield item("Parameters", size, f"{new / old:.1f} times as many" if old != new else "")
 
     growing = sum(record.get("seconds") or 0.0 for record in growths)
     share = f"{growing:.1f} s of it growing" if growths else ""
-    yield _item("Training time", _show(_last(train, "seconds"), format_duration), share)
+    yield item("Training time", show(_last(train, "seconds"), format_duration), share)
 
     errors = [record["logit_error"] for record in growths if record.get("logit_error") is not None]
-    worst = f"logit error at most {_power(max(errors))}" if errors else ""
-    yield _item("Growths", str(len(growths)), worst)
+    worst = f"logit error at most {power(max(errors))}" if errors else ""
+    yield item("Growths", str(len(growths)), worst)
 
 
-def _item(name: str, number: str, aside: str) -> str:
-    return (
-        f'<div><dt>{name}</dt><dd><div class="number">{number}</div>'
-        f'<div class="aside">{aside}</div></dd></div>'
-    )
+def _bits(loss: float | None, stage: Stage) -> str:
+    if loss is None:
+        return ""
+    # With 256 tokens a token is a byte.
+    unit = "byte" if stage.architecture.vocab_size == 256 else "token"
+    return f"{loss / math.log(2):.3f} bits per {unit}"
 
 
 def _loss_figures(records: Records) -> str:
@@ -185,35 +174,36 @@ def _stage_table(stages: Sequence[Stage], records: Records) -> str:
         spent = spent if until is None else until
         speeds = report_plots.values(_of(mine, "train"), "tokens_per_second")
         speed = float(np.nanmedian(speeds)) if np.isfinite(speeds).any() else None
-        loss = _last(_of(mine, "eval"), "loss")
+        loss, accuracy = (_last(_of(mine, "eval"), name) for name in ("loss", "accuracy"))
         architecture = stage.architecture
         rows.append(
             {
-                "stage": _Cell(str(stage.index + 1)),
-                "steps": _Cell(f"{stage.start:,}–{stage.stop:,}"),
+                "stage": Cell(str(stage.index + 1)),
+                "steps": Cell(f"{stage.start:,}–{stage.stop:,}"),
                 **_size_cells(before.architecture, architecture),
-                "parameters": _Cell(format_count(architecture.num_parameters)),
-                "FLOPs / token": _Cell(_power(architecture.training_flops_per_token())),
-                "FLOPs": _Cell(_show(flops, _power)),
-                "share": _Cell(_show(flops and total and flops / total, "{:.1%}".format)),
-                "tokens / s": _Cell(_show(speed, "{:,.0f}".format)),
-                "eval loss": _Cell(_show(loss, "{:.4f}".format)),
+                "parameters": Cell(format_count(architecture.num_parameters)),
+                "FLOPs / token": Cell(power(architecture.training_flops_per_token())),
+                "FLOPs": Cell(show(flops, power)),
+                "share": Cell(show(flops and total and flops / total, "{:.1%}".format)),
+                "tokens / s": Cell(show(speed, "{:,.0f}".format)),
+                "eval loss": Cell(show(loss, "{:.4f}".format)),
+                "accuracy": Cell(show(accuracy, "{:.1%}".format)),
             }
         )
     length = stages[-1].architecture.max_length
     note = (
         f"Highlighted: what grew. qk and v are widths of one head, mlp of one layer’s MLP; slashes "
         f"separate layers. FLOPs / token are those of a training step at length {length:,}. "
-        f"Tokens / s is the median, eval loss the stage’s last."
+        f"Tokens / s is the median; eval loss and accuracy are the stage’s last."
     )
-    return f'{_table(rows)}\n<p class="note">{note}</p>'
+    return f'{table(rows)}\n<p class="note">{note}</p>'
 
 
-def _size_cells(before: Architecture, after: Architecture) -> dict[str, _Cell]:
+def _size_cells(before: Architecture, after: Architecture) -> dict[str, Cell]:
     cells = {}
     for field, name in _SHOWN_FIELDS.items():
         old, new = getattr(before, field), getattr(after, field)
-        cells[name] = _Cell(_sizes(new), "" if old == new else "changed")
+        cells[name] = Cell(sizes(new), "" if old == new else "changed")
     return cells
 
 
@@ -222,24 +212,24 @@ def _growth_table(records: Records) -> str:
     for record in _of(records, "growth"):
         before, after = record.get("loss_before"), record.get("loss_after")
         difference = None if before is None or after is None else after - before
-        sizes = [record.get("parameters_before"), record.get("parameters_after")]
+        numbers = [record.get("parameters_before"), record.get("parameters_after")]
         changes = record.get("changes", {})
         grown = [
-            f"{name} {_sizes(changes[field][0])}→{_sizes(changes[field][1])}"
+            f"{name} {sizes(changes[field][0])}→{sizes(changes[field][1])}"
             for field, name in _SHOWN_FIELDS.items()
             if field in changes
         ]
         rows.append(
             {
-                "growth": _Cell(f"{record['stage']} → {record['stage'] + 1}"),
-                "step": _Cell(f"{record['step']:,}"),
-                "what grew": _Cell(", ".join(grown) or _MISSING, "text"),
-                "parameters": _Cell(" → ".join(_show(size, format_count) for size in sizes)),
-                "loss before": _Cell(_show(before, "{:.6f}".format)),
-                "loss after": _Cell(_show(after, "{:.6f}".format)),
-                "difference": _Cell(_show(difference, _power)),
-                "logit error": _Cell(_show(record.get("logit_error"), _power)),
-                "time": _Cell(_show(record.get("seconds"), "{:.2f} s".format)),
+                "growth": Cell(f"{record['stage']} → {record['stage'] + 1}"),
+                "step": Cell(f"{record['step']:,}"),
+                "what grew": Cell(", ".join(grown) or MISSING, "text"),
+                "parameters": Cell(" → ".join(show(number, format_count) for number in numbers)),
+                "loss before": Cell(show(before, "{:.6f}".format)),
+                "loss after": Cell(show(after, "{:.6f}".format)),
+                "difference": Cell(show(difference, power)),
+                "logit error": Cell(show(record.get("logit_error"), power)),
+                "time": Cell(show(record.get("seconds"), "{:.2f} s".format)),
             }
         )
     if not rows:
@@ -248,7 +238,7 @@ def _growth_table(records: Records) -> str:
         "The evaluation loss right before and right after each growth, on the same batches. Logit "
         "error is the largest change of a logit over the largest logit."
     )
-    return f'{_table(rows)}\n<p class="note">{note}</p>'
+    return f'{table(rows)}\n<p class="note">{note}</p>'
 
 
 def _samples(records: Records) -> str:
@@ -283,21 +273,6 @@ def _architectures(stages: Sequence[Stage]) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, _Cell]]) -> str:
-    """A table of rows that map the columns' names to cells; a header is set as its first cell."""
-    head = "".join(f'<th class="{cell.style}">{name}</th>' for name, cell in rows[0].items())
-    body = "\n".join(
-        "<tr>"
-        + "".join(f'<td class="{cell.style}">{cell.html}</td>' for cell in row.values())
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
 # What the records say.
 
 
@@ -321,29 +296,3 @@ def _reached(stages: Sequence[Stage], records: Records) -> Sequence[Stage]:
     """The stages that have begun."""
     last = max((record["stage"] for record in records), default=0)
     return [stage for stage in stages if stage.index <= last]
-
-
-# Numbers as text.
-
-
-def _show(value: float | None, text: Callable[[float], str]) -> str:
-    return _MISSING if value is None else text(value)
-
-
-def _power(number: float) -> str:
-    """1.3 × 10¹⁴, as HTML; a number near 1 as it is."""
-    if not number or 0.01 <= abs(number) < 1000:
-        return f"{number:.3g}".replace("-", "−")
-    mantissa, exponent = f"{number:.1e}".split("e")
-    power = f"{mantissa}\N{NARROW NO-BREAK SPACE}×\N{NARROW NO-BREAK SPACE}10"
-    return f"{power}<sup>{int(exponent)}</sup>".replace("-", "−")
-
-
-def _sizes(value: int | Sequence[int]) -> str:
-    """One size, or those of all layers."""
-    if isinstance(value, int):
-        return str(value)
-    if len(value) <= _MOST_ENTRIES:
-        return "/".join(map(str, value))
-    runs = [(size, len(list(run))) for size, run in itertools.groupby(value)]
-    return " / ".join(f"{size} (×{count})" for size, count in runs)

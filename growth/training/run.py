@@ -20,12 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from growth.architecture import Architecture
-from growth.models import Transformer, logits
+from growth.models import Model, logits
 from growth.schedule import Stage, flops_spent
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
-from growth.training.data import Corpus, eval_batches, load_corpus, train_iterator
+from growth.training.data import Batch, Examples, eval_batches, train_iterator
+from growth.training.dataset import Dataset, load_dataset
 from growth.training.generate import generate
 from growth.training.interrupt import StopRequest, stop_request
 from growth.training.metrics import MetricsWriter
@@ -49,15 +50,15 @@ class Run:
     stages: tuple[Stage, ...]
     mesh: Mesh
     tx: optax.GradientTransformation
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     batches: grain.DatasetIterator
-    eval_set: jax.Array  # [num_batches, batch, length + 1]
+    eval_set: Batch  # [num_batches, batch, ...]
     checkpoints: Checkpoints
     metrics: MetricsWriter
     progress: Progress
     stop: StopRequest
 
-    def model(self, stage: Stage) -> Transformer:
+    def model(self, stage: Stage) -> Model:
         """The model of a stage, on the mesh."""
         return make_model(self.config, stage.architecture, self.batch_sharding)
 
@@ -66,32 +67,34 @@ class Run:
         """How a batch [batch, ...] is split over the mesh."""
         return NamedSharding(self.mesh, meshes.BATCH)
 
-    def next_batch(self) -> jax.Array:
-        """The next training batch [batch, length + 1]."""
-        return jax.make_array_from_process_local_data(self.batch_sharding, next(self.batches))
+    def next_batch(self) -> Batch:
+        """The next training batch."""
+        place = functools.partial(jax.make_array_from_process_local_data, self.batch_sharding)
+        return jax.tree.map(place, next(self.batches))
 
     def flops(self, step: int) -> float:
         """Training FLOPs spent after `step` steps."""
         return flops_spent(self.stages, step, self.config.tokens_per_step)
 
-    def evaluate(self, stage: Stage, params: Any) -> float:
-        """Mean loss on the evaluation set, in nats per token."""
+    def evaluate(self, stage: Stage, params: Any) -> dict[str, float]:
+        """Mean loss on the evaluation set, in nats per target, and the share that is right."""
         return self._evaluate(self.model(stage), params)
 
     def measure(self, stage: Stage, params: Any) -> tuple[float, jax.Array]:
-        """The loss on the evaluation set and the logits [batch, length, vocab] of its first batch.
+        """The loss on the evaluation set and the logits [batch, ...] of its first batch.
 
         Computed in float32 whatever the run's dtype: two models that compute the same function do
         not round alike, and in bfloat16 that would hide whether they do.
         """
         model = self.model(stage).clone(dtype=jnp.dtype("float32"))
         with jax.default_matmul_precision("float32"):
-            tokens = self.eval_set[0, :, :-1]
-            return self._evaluate(model, params), _logits(model)(params, tokens)
+            inputs = self.eval_set.inputs[0]
+            return self._evaluate(model, params)["loss"], _logits(model)(params, inputs)
 
-    def _evaluate(self, model: Transformer, params: Any) -> float:
+    def _evaluate(self, model: Model, params: Any) -> dict[str, float]:
         with jax.default_matmul_precision("float32"):  # accelerators may take less for float32
-            return float(_evaluation(model)(params, self.eval_set))
+            measured = _evaluation(model)(params, self.eval_set)
+        return {name: float(value) for name, value in measured.items()}
 
 
 @contextlib.contextmanager
@@ -106,12 +109,9 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
     """
     stages = config.stages
     mesh = meshes.make_mesh(config.mesh, config.batch_size)
-    corpus = load_corpus(config.data, config.architecture.max_length)
-    if corpus.tokenizer.vocab_size > config.architecture.vocab_size:
-        raise ConfigError(
-            f"architecture.vocab_size is {config.architecture.vocab_size}, but the tokenizer has "
-            f"{corpus.tokenizer.vocab_size} tokens"
-        )
+    data = load_dataset(config.data, config.architecture)
+    if config.samples.prompts and data.tokenizer is None:
+        raise ConfigError("samples.prompts are texts, but the model sees images: it must be empty")
     tx = make_optimizer(config)
     checkpoints = Checkpoints(
         workdir / "checkpoints",
@@ -119,10 +119,10 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         keep_steps=[stage.stop for stage in stages],
     )
     batches = train_iterator(
-        corpus.train,
+        data.train,
         batch_size=config.batch_size // jax.process_count(),
-        length=config.architecture.max_length,
         seed=config.seed,
+        augment=data.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -147,10 +147,10 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         stop_request() as stop,
     ):
         _write_config(config, logs)
-        progress.note(_greeting(corpus, mesh, stages, step))
-        eval_set = _eval_set(config, corpus, mesh)
+        progress.note(_greeting(data, mesh, stages, step))
+        eval_set = _eval_set(config, data.validation, mesh)
         run = Run(
-            config, workdir, stages, mesh, tx, corpus.tokenizer, batches, eval_set, checkpoints,
+            config, workdir, stages, mesh, tx, data.tokenizer, batches, eval_set, checkpoints,
             metrics, progress, stop,
         )  # fmt: skip
         yield run, stage, state
@@ -201,16 +201,18 @@ def log_evaluation(run: Run, stage: Stage, step: int, state: TrainState) -> None
     Raises:
       DivergedError: the loss is not finite.
     """
-    loss = run.evaluate(stage, state.params)
-    if not math.isfinite(loss):
-        raise _diverged(run, stage, step, f"evaluation loss after step {step} is {loss}")
-    run.metrics.write("eval", step, stage=stage.index, loss=loss, flops=run.flops(step))
+    measured = run.evaluate(stage, state.params)
+    if not math.isfinite(measured["loss"]):
+        what = f"evaluation loss after step {step} is {measured['loss']}"
+        raise _diverged(run, stage, step, what)
+    run.metrics.write("eval", step, stage=stage.index, **measured, flops=run.flops(step))
 
 
 def log_samples(run: Run, stage: Stage, step: int, state: TrainState) -> None:
     """Lets the model continue the configured prompts, for the report."""
     samples = run.config.samples
     for number, prompt in enumerate(samples.prompts):
+        assert run.tokenizer is not None
         text = generate(
             make_model(run.config, stage.architecture),
             state.params,
@@ -244,12 +246,12 @@ def _diverged(run: Run, stage: Stage, bad_step: int, what: str) -> DivergedError
 
 
 @functools.cache
-def _evaluation(model: Transformer) -> Any:
+def _evaluation(model: Model) -> Any:
     return jax.jit(make_evaluation(model))
 
 
 @functools.cache
-def _logits(model: Transformer) -> Any:
+def _logits(model: Model) -> Any:
     return jax.jit(functools.partial(logits, model))
 
 
@@ -277,25 +279,21 @@ def _check_same_run(saved: dict[str, Any], stage: Stage, step: int, workdir: Pat
     )
 
 
-def _eval_set(config: TrainConfig, corpus: Corpus, mesh: Mesh) -> jax.Array:
-    batches = eval_batches(
-        corpus.validation,
-        batch_size=config.batch_size,
-        length=config.architecture.max_length,
-        num_batches=config.eval_batches,
-    )
+def _eval_set(config: TrainConfig, examples: Examples, mesh: Mesh) -> Batch:
+    batches = eval_batches(examples, batch_size=config.batch_size, num_batches=config.eval_batches)
     sharding = NamedSharding(mesh, PartitionSpec(None, *meshes.BATCH))
-    return jax.make_array_from_callback(batches.shape, sharding, lambda index: batches[index])
+
+    def place(batches: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(batches.shape, sharding, lambda index: batches[index])
+
+    return jax.tree.map(place, batches)
 
 
-def _greeting(corpus: Corpus, mesh: Mesh, stages: Sequence[Stage], step: int | None) -> str:
+def _greeting(data: Dataset, mesh: Mesh, stages: Sequence[Stage], step: int | None) -> str:
     sizes = " → ".join(format_count(stage.architecture.num_parameters) for stage in stages)
     shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
     begun = "starts" if step is None else f"resumes after step {step}"
-    return (
-        f"{begun}: {sizes} parameters, {format_count(len(corpus.train))} training tokens of "
-        f"{corpus.num_files} files, mesh {shape}"
-    )
+    return f"{begun}: {sizes} parameters, {data.about}, mesh {shape}"
 
 
 def _write_config(config: TrainConfig, workdir: Path) -> None:
@@ -307,7 +305,7 @@ def _write_config(config: TrainConfig, workdir: Path) -> None:
 
 def load_model(
     workdir: str | os.PathLike, step: int | None = None
-) -> tuple[Transformer, Any, TrainConfig]:
+) -> tuple[Model, Any, TrainConfig]:
     """The model of a run's checkpoint, its parameters, and the run's config.
 
     Args:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from growth import models
 from growth.architecture import Architecture
 from growth.expand import expand
-from growth.models import Transformer, initial_parameters
+from growth.models import Model, initial_parameters
 from growth.optimizer import expand_optimizer_state
 from growth.planning import GrowthPlan
 from growth.training import mesh as meshes
@@ -38,10 +39,16 @@ class TrainState:
 
 def make_model(
     config: TrainConfig, architecture: Architecture, stream_sharding: NamedSharding | None = None
-) -> Transformer:
+) -> Model:
     """The model of a stage; its residual stream split over a mesh where a sharding is given."""
     dtypes = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-    return Transformer(architecture, *dtypes, config.remat, stream_sharding)
+    return models.make_model(
+        architecture,
+        dtype=dtypes[0],
+        param_dtype=dtypes[1],
+        remat=config.remat,
+        stream_sharding=stream_sharding,
+    )
 
 
 @functools.cache
@@ -108,7 +115,7 @@ def grow_state(
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
         params = expand(state.params, plan, key)
-        opt_state = expand_optimizer_state(tx, state.opt_state, plan, key)
+        opt_state = expand_optimizer_state(tx, state.opt_state, plan, params)
         return TrainState(state.step, params, opt_state)
 
     shardings = state_shardings(plan.target, tx, param_dtype, mesh)

@@ -7,31 +7,42 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growth.models import Transformer, logits
+from growth import models
+from growth.architecture import Architecture
+from growth.models import Model, logits
+from growth.training.data import Batch
 from growth.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 
 
-def loss(model: Transformer, params: Any, batch: jax.Array) -> jax.Array:
-    """Mean cross entropy of the next token, in nats.
+def loss(model: Model, params: Any, batch: Batch) -> jax.Array:
+    """Mean cross entropy of the targets, in nats."""
+    return cross_entropy(logits(model, params, batch.inputs), batch)
 
-    Args:
-      model: the model.
-      params: its parameters.
-      batch: int32 [batch, length + 1].
-    """
-    scores = logits(model, params, batch[:, :-1])
+
+def cross_entropy(scores: jax.Array, batch: Batch) -> jax.Array:
+    """Mean cross entropy, in nats, of the targets under logits [..., classes]."""
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    return optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch[:, 1:]).mean()
+    return optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch.targets).mean()
+
+
+def batch_logits(architecture: Architecture, params: Any, batch: Batch) -> jax.Array:
+    """The logits of a batch, for `growth.certify`; its loss is `cross_entropy`."""
+    return models.apply(architecture, params, batch.inputs)
+
+
+def batch_stream(architecture: Architecture, params: Any, batch: Batch) -> list[jax.Array]:
+    """The residual stream of a batch after each layer, for `growth.certify`."""
+    return models.stream(architecture, params, batch.inputs)
 
 
 def make_train_step(
-    model: Transformer, tx: optax.GradientTransformation
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """The function that takes one optimizer step on a batch [batch, length + 1]."""
+    model: Model, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function that takes one optimizer step on a batch."""
 
-    def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         value, gradients = jax.value_and_grad(lambda params: loss(model, params, batch))(
             state.params
         )
@@ -43,10 +54,15 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation(model: Transformer) -> Callable[[Any, jax.Array], jax.Array]:
-    """The function that takes parameters and batches [n, batch, length + 1] to their mean loss."""
+def make_evaluation(model: Model) -> Callable[[Any, Batch], Metrics]:
+    """The function that takes parameters and batches [n, batch, ...] to mean loss and accuracy."""
 
-    def evaluate(params: Any, batches: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda batch: loss(model, params, batch), batches).mean()
+    def evaluate(params: Any, batches: Batch) -> Metrics:
+        def measure(batch: Batch) -> Metrics:
+            scores = logits(model, params, batch.inputs)
+            right = scores.argmax(axis=-1) == batch.targets
+            return {"loss": cross_entropy(scores, batch), "accuracy": right.mean()}
+
+        return jax.tree.map(jnp.mean, jax.lax.map(measure, batches))
 
     return evaluate

@@ -5,8 +5,8 @@ import numpy as np
 from networks import by_layer
 
 
-def reference_logits(arch, parameters, tokens):
-    """Logits of one sequence; one layer and one head at a time."""
+def reference_logits(arch, parameters, given):
+    """Logits of one sequence of tokens, or of one image; one layer and one head at a time."""
     arrays = by_layer(parameters, arch)
 
     def linear(x, layer, name, *head):
@@ -87,16 +87,25 @@ def reference_logits(arch, parameters, tokens):
         gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
         return linear(activation(up) if gate is None else up * gate, i, "mlp/down")
 
-    stream = arrays[None, "embed/embedding"][tokens]
+    def patches(image):
+        size = arch.patches.size
+        corners = np.ndindex(image.shape[0] // size, image.shape[1] // size)
+        cut = [image[y * size :, x * size :][:size, :size].ravel() for y, x in corners]
+        return linear(np.array(cut), None, "patch_embed")
+
+    if arch.patches:
+        stream = np.vstack([arrays[None, "class_token"], patches(given)])
+    else:
+        stream = arrays[None, "embed/embedding"][given]
     if arch.scaled_embedding:
         stream = stream * np.sqrt(arch.embed_dim)
     if arch.embed_norm:
         stream = norm(stream, None, "embed_norm")
     if arch.position == "learned":
-        stream = stream + arrays[None, "position"][: len(tokens)]
+        stream = stream + arrays[None, "position"][: len(stream)]
     if arch.position == "sinusoidal":
         half = arch.embed_dim // 2
-        angles = np.outer(np.arange(len(tokens)), 1e4 ** (-np.arange(half) / half))
+        angles = np.outer(np.arange(len(stream)), 1e4 ** (-np.arange(half) / half))
         stream = stream + np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
     for i, shape in enumerate(arch.layers):
         if arch.parallel != "none":
@@ -114,6 +123,8 @@ def reference_logits(arch, parameters, tokens):
                 stream = norm(stream, i, f"{name}_norm")
     if arch.final_norm:
         stream = norm(stream, None, "final_norm")
+    if arch.patches:
+        return linear(stream[0], None, "head")
     tied = arch.tied_embeddings
     table = arrays[None, "embed/embedding"].T if tied else arrays[None, "unembed/kernel"]
     cap = arch.logit_softcap

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from growth.architecture import Architecture
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.data import train_iterator
+from growth.training.text import Windows
 
 ARCHITECTURE = Architecture(
     vocab_size=16, max_length=8, embed_dim=8, num_layers=2, num_heads=(2, 1), qk_dim=4, mlp_dim=8
@@ -24,7 +25,7 @@ METADATA = {"architecture": ARCHITECTURE.to_dict(), "stage": 1}
 
 
 def new_iterator():
-    return train_iterator(np.arange(401, dtype=np.uint16), batch_size=4, length=8, seed=0)
+    return train_iterator(Windows(np.arange(401), 8), batch_size=4, seed=0)
 
 
 def new_state(value: float = 1.0, shape: tuple[int, int] = (16, 3)) -> dict:
@@ -240,8 +241,9 @@ import os, signal, sys
 import jax.numpy as jnp, numpy as np
 from growth.training.checkpoints import Checkpoints
 from growth.training.data import train_iterator
+from growth.training.text import Windows
 
-iterator = train_iterator(np.arange(401, dtype=np.uint16), batch_size=4, length=8, seed=0)
+iterator = train_iterator(Windows(np.arange(401), 8), batch_size=4, seed=0)
 checkpoints = Checkpoints(sys.argv[1])
 checkpoints.save(1, {"w": jnp.ones(2)}, iterator, {})
 checkpoints.wait()
@@ -290,12 +292,13 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from growth.training.checkpoints import Checkpoints
 from growth.training.data import train_iterator
+from growth.training.text import Windows
 
 assert jax.device_count() == 8
 mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 sharding = NamedSharding(mesh, PartitionSpec("data", "model"))
 like = {"w": jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=sharding)}
-iterator = train_iterator(np.arange(401, dtype=np.uint16), batch_size=4, length=8, seed=0)
+iterator = train_iterator(Windows(np.arange(401), 8), batch_size=4, seed=0)
 with Checkpoints(sys.argv[1]) as checkpoints:
     state = checkpoints.restore(1, like, iterator)
     assert state["w"].sharding == sharding

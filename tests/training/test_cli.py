@@ -232,7 +232,7 @@ def test_certify_grows_a_checkpoint_and_says_what_that_did(trained, files, tmp_p
     path = tmp_path / "certificate.json"
     code, text = output(
         "growth.cli.certify", f"--workdir={trained}", "--mlp_dim=24", "--num_layers=2",
-        "--sequences=4", f"--json={path}",
+        "--batch_size=4", f"--json={path}",
     )  # fmt: skip
     assert code == 0, text
     assert "every promise is kept" in text

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from growth.training.data import DataConfig, eval_batches, load_corpus, train_iterator
+from growth.training.data import Batch, DataConfig, eval_batches, train_iterator
+from growth.training.text import Windows, load_corpus
 from growth.training.tokenizers import ByteTokenizer, DataError, load_tokenizer
 
 LENGTH = 8
@@ -35,17 +36,24 @@ def sides(
     return train, validation
 
 
-def some_windows(count: int) -> np.ndarray:
-    """Tokens that make `count` different windows, as all of them are different."""
-    return np.arange(count * LENGTH + 1, dtype=np.uint16)
+def some_windows(count: int) -> Windows:
+    """Different windows, of tokens that are all different."""
+    return Windows(np.arange(count * LENGTH + 1, dtype=np.uint16), LENGTH)
 
 
-def take(iterator, count: int) -> list[np.ndarray]:
+def take(iterator, count: int) -> list[Batch]:
     return [next(iterator) for _ in range(count)]
 
 
-def starts(batches: list[np.ndarray]) -> list[int]:
-    return [int(start) for batch in batches for start in batch[:, 0]]
+def starts(batches: list[Batch]) -> list[int]:
+    return [int(start) for batch in batches for start in batch.inputs[:, 0]]
+
+
+def assert_consecutive(batch: Batch) -> None:
+    """Tokens count up, and targets are the tokens after them."""
+    assert batch.inputs.dtype == batch.targets.dtype == np.int32
+    assert np.array_equal(batch.inputs, batch.inputs[..., :1] + np.arange(LENGTH))
+    assert np.array_equal(batch.targets, batch.inputs + 1)
 
 
 # Configuration.
@@ -252,12 +260,11 @@ def test_text_that_is_too_short(tmp_path):
 
 def test_an_epoch_holds_every_window_once():
     tokens = some_windows(12)
-    iterator = train_iterator(tokens, batch_size=4, length=LENGTH, seed=0)
+    iterator = train_iterator(tokens, batch_size=4, seed=0)
     first, second = take(iterator, 3), take(iterator, 3)
     for batch in first + second:
-        assert batch.shape == (4, LENGTH + 1)
-        assert batch.dtype == np.int32
-        assert np.array_equal(batch, batch[:, :1] + np.arange(LENGTH + 1))
+        assert batch.inputs.shape == (4, LENGTH)
+        assert_consecutive(batch)
     every = list(range(0, 12 * LENGTH, LENGTH))
     assert sorted(starts(first)) == every
     assert sorted(starts(second)) == every
@@ -267,7 +274,7 @@ def test_an_epoch_holds_every_window_once():
 
 def test_order_depends_on_the_seed_alone():
     def order(seed: int, batch_size: int) -> list[int]:
-        iterator = train_iterator(some_windows(50), batch_size=batch_size, length=LENGTH, seed=seed)
+        iterator = train_iterator(some_windows(50), batch_size=batch_size, seed=seed)
         return starts(take(iterator, 60 // batch_size))
 
     assert order(0, 4) == order(0, 4) == order(0, 6)
@@ -276,14 +283,14 @@ def test_order_depends_on_the_seed_alone():
 
 def test_state_resumes_and_counts_examples():
     tokens = some_windows(7)
-    through = train_iterator(tokens, batch_size=2, length=LENGTH, seed=3)
+    through = train_iterator(tokens, batch_size=2, seed=3)
     expected = starts(take(through, 30))
 
-    stopped = train_iterator(tokens, batch_size=2, length=LENGTH, seed=3)
+    stopped = train_iterator(tokens, batch_size=2, seed=3)
     seen = starts(take(stopped, 9))
     state = json.loads(json.dumps(stopped.get_state()))
 
-    larger = train_iterator(tokens, batch_size=6, length=LENGTH, seed=3)
+    larger = train_iterator(tokens, batch_size=6, seed=3)
     take(larger, 2)
     larger.set_state(state)
     assert seen + starts(take(larger, 7)) == expected
@@ -291,11 +298,9 @@ def test_state_resumes_and_counts_examples():
 
 def test_processes_share_the_sequences():
     tokens = some_windows(11)
-    alone = train_iterator(tokens, batch_size=4, length=LENGTH, seed=1)
+    alone = train_iterator(tokens, batch_size=4, seed=1)
     both = [
-        train_iterator(
-            tokens, batch_size=2, length=LENGTH, seed=1, process_index=i, process_count=2
-        )
+        train_iterator(tokens, batch_size=2, seed=1, process_index=i, process_count=2)
         for i in range(2)
     ]
     for _ in range(10):
@@ -309,35 +314,26 @@ def test_processes_share_the_sequences():
 
 
 def test_one_window_is_enough():
-    iterator = train_iterator(some_windows(1), batch_size=3, length=LENGTH, seed=0)
+    iterator = train_iterator(some_windows(1), batch_size=3, seed=0)
     assert starts(take(iterator, 2)) == [0] * 6
 
 
 def test_iterators_start_no_threads():
     before = threading.active_count()
-    iterator = train_iterator(some_windows(9), batch_size=2, length=LENGTH, seed=0)
+    iterator = train_iterator(some_windows(9), batch_size=2, seed=0)
     take(iterator, 3)
     assert threading.active_count() == before
 
 
 def test_eval_batches_are_fixed_and_spread():
-    batches = eval_batches(some_windows(100), batch_size=2, length=LENGTH, num_batches=5)
-    assert batches.shape == (5, 2, LENGTH + 1)
-    assert batches.dtype == np.int32
-    assert batches[..., 0].ravel().tolist() == [10 * LENGTH * i for i in range(10)]
-    assert np.array_equal(batches, batches[..., :1] + np.arange(LENGTH + 1))
+    batches = eval_batches(some_windows(100), batch_size=2, num_batches=5)
+    assert batches.inputs.shape == (5, 2, LENGTH)
+    assert batches.inputs[..., 0].ravel().tolist() == [10 * LENGTH * i for i in range(10)]
+    assert_consecutive(batches)
 
 
 def test_eval_batches_repeat_where_there_are_too_few():
-    batches = eval_batches(some_windows(3), batch_size=4, length=LENGTH, num_batches=2)
-    counts = Counter(batches[..., 0].ravel().tolist())
+    batches = eval_batches(some_windows(3), batch_size=4, num_batches=2)
+    counts = Counter(batches.inputs[..., 0].ravel().tolist())
     assert set(counts) == {0, LENGTH, 2 * LENGTH}
     assert sorted(counts.values()) == [2, 3, 3]
-
-
-def test_too_few_tokens_for_a_batch():
-    tokens = np.zeros(LENGTH, np.uint8)
-    with pytest.raises(DataError, match=r"training side has 8 tokens.* needs 9"):
-        train_iterator(tokens, batch_size=1, length=LENGTH, seed=0)
-    with pytest.raises(DataError, match=r"validation side has 8 tokens.* needs 9"):
-        eval_batches(tokens, batch_size=1, length=LENGTH, num_batches=1)

@@ -1,0 +1,125 @@
+"""The reference models as functions of their architecture: parameters, logits, stream, blueprint.
+
+Every parameter carries the names of its axes, the same that `growth` uses, which is what a model's
+blueprint is derived from and what shards it over a mesh.
+"""
+
+import functools
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from growth import trees
+from growth.architecture import Architecture
+from growth.blueprint import Blueprint
+from growth.models.body import Model
+from growth.models.layer import Layer
+from growth.models.transformer import Transformer
+from growth.models.vision import VisionTransformer
+
+
+def make_model(architecture: Architecture, **options: Any) -> Model:
+    """The model of an architecture: of images where it has patches, else of tokens.
+
+    Args:
+      architecture: what the model is.
+      **options: the other attributes of `Model`.
+    """
+    kind = Transformer if architecture.patches is None else VisionTransformer
+    return kind(architecture, **options)
+
+
+def apply(architecture: Architecture, params: Any, inputs: jax.Array) -> jax.Array:
+    """Logits of inputs, in the parameters' dtype; see `logits`."""
+    return logits(make_model(architecture), params, inputs)
+
+
+def logits(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
+    """The logits of a model.
+
+    Args:
+      model: the model.
+      params: its parameters, as plain dicts.
+      inputs: int tokens [batch, length], or images [batch, height, width, channels].
+
+    Returns:
+      [batch, length, vocab], or [batch, classes].
+    """
+    result = model.apply({"params": params}, inputs)
+    assert isinstance(result, jax.Array)
+    return result
+
+
+def stream(architecture: Architecture, params: Any, inputs: jax.Array) -> list[jax.Array]:
+    """The residual stream [batch, length, embed] after each layer."""
+    _, seen = make_model(architecture).apply(
+        {"params": params},
+        inputs,
+        capture_intermediates=lambda module, _: isinstance(module, Layer),
+        mutable=["intermediates"],
+    )
+    runs = [seen["intermediates"][f"layers_{first}"] for first, _ in architecture.runs]
+    return [layer for run in runs for layer in run["__call__"][0][0]]
+
+
+def initial_parameters(architecture: Architecture, key: jax.Array, **options: Any) -> Any:
+    """Freshly initialized parameters, as plain nested dicts of arrays.
+
+    Args:
+      architecture: what the model is.
+      key: a PRNG key.
+      **options: the other attributes of `Model`.
+    """
+    return nn.unbox(_boxed(architecture, key, **options))
+
+
+@functools.cache
+def logical_axes(architecture: Architecture) -> Any:
+    """The names of the axes of every parameter: a tree of `PartitionSpec`s."""
+    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed(architecture, jax.random.key(0))))
+
+
+@functools.cache
+def blueprint(architecture: Architecture) -> Blueprint:
+    """The blueprint of the model of an architecture.
+
+    Axes are the names that the parameters carry. It depends on which parameters there are, and not
+    on their sizes, so it fits an architecture and all that it can grow to.
+    """
+    rules = {}
+    for leaf in trees.leaves(logical_axes(architecture)):
+        path = re.sub(r"^layers_\d+", "layers_{layers}", leaf.path)
+        rules[path] = (path, _role(path), " ".join(leaf.value))
+    return Blueprint(tuple(rules.values()))
+
+
+def _role(path: str) -> str:
+    *_, module, parameter = ("", *path.split("/"))
+    if module in ("query_norm", "key_norm"):
+        return "qk_norm"
+    if module.endswith("norm"):
+        kind = "closing" if module.endswith("closing_norm") else "norm"
+        if (module, parameter) == ("final_norm", "scale"):
+            kind = "final"
+        return f"{kind}_{'gain' if parameter == 'scale' else 'bias'}"
+    return {
+        "embed": "embedding",
+        "patch_embed": "embedding",
+        "": "position",  # also the class token, which stands at one
+        "out": "attention_out",
+        "up": "mlp_in",
+        "gate": "mlp_in",
+        "down": "mlp_out",
+        "head": "unembed",
+    }.get(module, module)
+
+
+def _boxed(architecture: Architecture, key: jax.Array, **options: Any) -> Any:
+    if architecture.patches is None:
+        inputs = jnp.zeros((1, 1), jnp.int32)
+    else:
+        inputs = jnp.zeros((1, *architecture.patches.shape))
+    return make_model(architecture, **options).init(key, inputs)["params"]

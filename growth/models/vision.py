@@ -1,0 +1,32 @@
+"""The reference model of images: a vision transformer (Dosovitskiy et al., arXiv 2010.11929)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from growth.models.body import Model
+from growth.models.parts import linear, named
+
+
+class VisionTransformer(Model):
+    """Images to logits; attributes as for `Model`. The architecture has `patches`."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits [batch, classes] from images [batch, height, width, channels]."""
+        arch = self.architecture
+        patches = arch.patches
+        if patches is None or images.shape[1:] != patches.shape:
+            raise ValueError(f"images have shape {images.shape[1:]}, but patches are {patches}")
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        cut = rearrange(
+            images, "b (h p) (w q) c -> b (h w) (p q c)", p=patches.size, q=patches.size
+        )
+        x = linear(arch.embed_dim, ("patch", "embed"), bias=True, name="patch_embed", **types)(cut)
+        init = named(nn.initializers.zeros, "embed")
+        token = self.param("class_token", init, (arch.embed_dim,), self.param_dtype)
+        first = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, arch.embed_dim))
+        x = self.body(jnp.concatenate([first, x], axis=1))
+        axes = ("embed", "vocab")
+        return linear(arch.vocab_size, axes, bias=True, name="head", **types)(x[:, 0])
