@@ -106,6 +106,9 @@ class Choice:
         return any(isinstance(source, kind) for source in self.sources)
 
 
+FRESH = Choice()
+
+
 def choice(free: Any) -> Choice:
     """The choice that a word or a mapping says; see the module.
 

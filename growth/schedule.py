@@ -1,8 +1,8 @@
 """The growth schedule: when a run grows, and to what.
 
 A schedule is data: a sequence of mappings, each with the `step` after which the run grows and the
-sizes that are larger from then on. `stages` turns it into the run's stages, and refuses, before
-anything has been trained, whatever would not work later.
+sizes that are larger from then on; `free` may say what new entries are. `stages` turns it into the
+run's stages, and refuses, before anything has been trained, whatever would not work later.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import InputError
+from growth.free import FRESH, Choice, choice
 from growth.planning import GrowthPlan
 from growth.transformations import grow_to
 
@@ -32,6 +33,7 @@ class Stage:
       stop: optimizer steps taken when this stage ends.
       architecture: what is trained.
       plan: how the stage began; None for the first.
+      free: what new entries were where any value keeps the function.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Stage:
     stop: int
     architecture: Architecture
     plan: GrowthPlan | None = None
+    free: Choice = FRESH
 
     @property
     def num_steps(self) -> int:
@@ -53,8 +56,8 @@ def stages(
 
     Args:
       architecture: what the run starts with.
-      growth: the growth steps, in order. Each has a `step`, and the arguments of
-        `growth.grow_to`: `dict(step=600, num_layers=6, position=2)`.
+      growth: the growth steps, in order. Each has a `step`, the arguments of `growth.grow_to`, and
+        maybe `free`, as for `growth.expand`: `dict(step=600, num_layers=6, free="copy")`.
       num_steps: optimizer steps of the whole run.
 
     Raises:
@@ -74,15 +77,16 @@ def stages(
                 f"{last.start}, where the stage before begins, and before {num_steps}, where the "
                 f"run ends"
             )
-        sizes = {name: size for name, size in entry.items() if name != "step"}
+        sizes = {name: size for name, size in entry.items() if name in _SIZES}
         try:
             plan = grow_to(**sizes)(last.architecture)
+            free = choice(entry.get("free", FRESH))
         except InputError as error:
             raise ScheduleError(f"{where}: {error}") from error
         if plan.source == plan.target:
             raise ScheduleError(f"{where}: {sizes} changes nothing in {last.architecture}")
         result[-1] = dataclasses.replace(last, stop=step)
-        result.append(Stage(index + 1, step, num_steps, plan.target, plan))
+        result.append(Stage(index + 1, step, num_steps, plan.target, plan, free))
     return tuple(result)
 
 
@@ -101,11 +105,12 @@ def _check_names(entry: Mapping[str, Any], where: str) -> None:
         )
     if "step" not in entry:
         raise ScheduleError(f"{where}: step is missing")
+    known = ("step", "free", *_SIZES)
     for name in entry:
-        if name not in ("step", *_SIZES):
-            near = difflib.get_close_matches(name, _SIZES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(_SIZES)}"
-            raise ScheduleError(f"{where}: {name!r} cannot grow; {hint}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}"
+            raise ScheduleError(f"{where}: {name!r} is nothing that a growth step has; {hint}")
 
 
 def flops_spent(stages: Sequence[Stage], step: int, tokens_per_step: int) -> float:

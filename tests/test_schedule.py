@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from growth import free
 from growth.architecture import Architecture
 from growth.schedule import ScheduleError, flops_spent, stages, training_flops
 
@@ -87,8 +88,16 @@ def test_a_schedule_may_come_from_json():
         ([dict(step=3)], r"\{\} changes nothing"),
         ([dict(step=3, embed_dim=8)], r"\{'embed_dim': 8\} changes nothing"),
         # Names.
-        ([dict(step=3, embed=12)], r"'embed' cannot grow; did you mean embed_dim\?"),
-        ([dict(step=3, vocab_size=32)], r"'vocab_size' cannot grow; it may have embed_dim, "),
+        (
+            [dict(step=3, embed=12)],
+            r"'embed' is nothing that a growth step has; did you mean embed_dim\?",
+        ),
+        (
+            [dict(step=3, vocab_size=32)],
+            r"'vocab_size' is nothing that a growth step has; it may have step, free, embed_dim, ",
+        ),
+        ([dict(step=3, embed_dim=12, free="zeros")], r"growth\[0\].* zeros are refused"),
+        ([dict(step=3, embed_dim=12, free={"mlp": "copy"})], r"growth\[0\].* free names 'mlp'"),
         ([7], r"growth\[0\] .* is 7, but it must be a mapping"),
     ],
 )
@@ -129,3 +138,8 @@ def test_flops_are_those_of_the_architecture_that_is_trained():
     assert spent[4] - spent[3] == 100 * costs[1]
     assert spent[10] == spent[11] == sum(training_flops(run, 100))
     assert spent[:11] == sorted(set(spent))
+
+
+def test_a_stage_says_what_its_new_entries_are():
+    run = stages(SMALL, [dict(step=3, embed_dim=12), dict(step=5, mlp_dim=32, free="copy:4")], 20)
+    assert [stage.free for stage in run] == [free.FRESH, free.FRESH, free.Choice(free.Copy(4.0))]

@@ -7,6 +7,7 @@ promise is kept, and with 1 where one is broken.
 """
 
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -14,10 +15,11 @@ from absl import app, flags, logging
 
 from growth import certify, expand, grow_to
 from growth.cli import errors
+from growth.models import make_model
 from growth.training.data import train_iterator
 from growth.training.dataset import load_dataset
 from growth.training.run import load_model
-from growth.training.step import batch_logits, batch_stream, cross_entropy
+from growth.training.step import batch_logits, batch_stream, cross_entropy, loss
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
@@ -41,16 +43,18 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         model, params, config = load_model(_WORKDIR.value, _STEP.value)
         plan = grow_to(**{name: flags.FLAGS[name].value for name in _SIZES})(model.architecture)
-        free = None if _FREE.value == "fresh" else "copy"
-        grown = expand(params, plan, jax.random.key(_SEED.value), fresh=free)
         validation = load_dataset(config.data, model.architecture).validation
         batches = train_iterator(validation, batch_size=_BATCH_SIZE.value, seed=_SEED.value)
+        batch = next(batches)
+        probe_loss = functools.partial(loss, make_model(plan.target), batch=next(batches))
+        key = jax.random.key(_SEED.value)
+        grown = expand(params, plan, key, free=_FREE.value, loss=probe_loss)
         certificate = certify(
             batch_logits,
             params,
             grown,
             plan,
-            next(batches),
+            batch,
             loss=cross_entropy,
             stream=batch_stream,
         )

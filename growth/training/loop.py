@@ -1,5 +1,6 @@
 """The training loop: start or resume, train a stage, grow, train the next."""
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -23,7 +24,14 @@ from growth.training.run import (
     save,
 )
 from growth.training.state import TrainState, grow_state, state_shardings
-from growth.training.step import Metrics, batch_logits, batch_stream, cross_entropy, make_train_step
+from growth.training.step import (
+    Metrics,
+    batch_logits,
+    batch_stream,
+    cross_entropy,
+    loss,
+    make_train_step,
+)
 
 
 def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
@@ -95,7 +103,10 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
-    grown = grow_state(state, stage.plan, run.tx, run.config.param_dtype, run.mesh, key)
+    probe_loss = functools.partial(loss, run.model(stage), batch=run.probe)
+    grown = grow_state(
+        state, stage.plan, run.tx, run.config.param_dtype, run.mesh, key, stage.free, probe_loss
+    )
     jax.block_until_ready(grown)
     seconds = time.perf_counter() - began
     if run.config.certify:

@@ -53,6 +53,7 @@ class Run:
     tokenizer: Tokenizer | None
     batches: grain.DatasetIterator
     eval_set: Batch  # [num_batches, batch, ...]
+    probe: Batch  # a fixed batch of the training side, for growth
     checkpoints: Checkpoints
     metrics: MetricsWriter
     progress: Progress
@@ -148,10 +149,11 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
     ):
         _write_config(config, logs)
         progress.note(_greeting(data, mesh, stages, step))
-        eval_set = _eval_set(config, data.validation, mesh)
+        eval_set = _fixed_batches(config, data.validation, config.eval_batches, mesh)
+        probe = jax.tree.map(lambda batch: batch[0], _fixed_batches(config, data.train, 1, mesh))
         run = Run(
-            config, workdir, stages, mesh, tx, data.tokenizer, batches, eval_set, checkpoints,
-            metrics, progress, stop,
+            config, workdir, stages, mesh, tx, data.tokenizer, batches, eval_set, probe,
+            checkpoints, metrics, progress, stop,
         )  # fmt: skip
         yield run, stage, state
 
@@ -279,8 +281,8 @@ def _check_same_run(saved: dict[str, Any], stage: Stage, step: int, workdir: Pat
     )
 
 
-def _eval_set(config: TrainConfig, examples: Examples, mesh: Mesh) -> Batch:
-    batches = eval_batches(examples, batch_size=config.batch_size, num_batches=config.eval_batches)
+def _fixed_batches(config: TrainConfig, examples: Examples, number: int, mesh: Mesh) -> Batch:
+    batches = eval_batches(examples, batch_size=config.batch_size, num_batches=number)
     sharding = NamedSharding(mesh, PartitionSpec(None, *meshes.BATCH))
 
     def place(batches: np.ndarray) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from growth import models
 from growth.architecture import Architecture
 from growth.expand import expand
+from growth.free import FRESH, Choice
 from growth.models import Model, initial_parameters
 from growth.optimizer import expand_optimizer_state
 from growth.planning import GrowthPlan
@@ -110,11 +112,22 @@ def grow_state(
     param_dtype: str,
     mesh: Mesh,
     key: jax.Array,
+    free: Choice = FRESH,
+    loss: Callable[[Any], jax.Array] | None = None,
 ) -> TrainState:
-    """Carries every leaf of a state to the larger architecture, on the mesh, without the host."""
+    """Carries every leaf of a state to the larger architecture, on the mesh, without the host.
+
+    Args:
+      state: the state.
+      plan: the growth step.
+      tx: the optimizer.
+      param_dtype: dtype of the parameters.
+      mesh: where the state is.
+      key, free, loss: as for `growth.expand`.
+    """
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
-        params = expand(state.params, plan, key)
+        params = expand(state.params, plan, key, free=free, loss=loss)
         opt_state = expand_optimizer_state(tx, state.opt_state, plan, params)
         return TrainState(state.step, params, opt_state)
 

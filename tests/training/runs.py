@@ -46,7 +46,13 @@ def small_config(files):
     )
     config.growth = (
         dict(step=20, embed_dim=16, mlp_dim=24, num_layers=2),
-        dict(step=40, num_heads=4, qk_dim=8, v_dim=6),
+        dict(
+            step=40,
+            num_heads=4,
+            qk_dim=8,
+            v_dim=6,
+            free={"head_addition": "copy", "heads_expansion": "gradmax:3"},
+        ),
     )
     config.num_steps = 60
     config.batch_size = 8
