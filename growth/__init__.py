@@ -6,7 +6,7 @@ from growth.certify import Certificate, CertificateError, certify
 from growth.errors import InputError
 from growth.expand import expand
 from growth.notation import BlueprintError
-from growth.optimizer import OptimizerStateError, expand_optimizer_state
+from growth.optimizer import OptimizerStateError, expand_optimizer_state, register_optimizer_state
 from growth.planning import GrowthError, GrowthPlan, plan
 from growth.transformations import (
     Transformation,
@@ -44,4 +44,5 @@ __all__ = [
     "layer_addition",
     "mlp_expansion",
     "plan",
+    "register_optimizer_state",
 ]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from growth.architecture import Architecture
@@ -105,17 +104,28 @@ def parameter_partitions(
     )
 
 
-def optimizer_partitions(
-    tx: optax.GradientTransformation, abstract_state: Any, parameters: Any
-) -> Any:
-    """How each leaf of an optimizer state is split: like its parameter, or not at all."""
-    return optax.tree.map_params(
-        tx,
-        lambda _, spec: spec,
-        abstract_state,
-        parameters,
-        transform_non_params=lambda _: PartitionSpec(),
-    )
+def optimizer_partitions(abstract_state: Any, abstract: Any, partitions: Any) -> Any:
+    """How each leaf of an optimizer state is split: like its parameter, or not at all.
+
+    A leaf belongs to the parameter whose path its own ends with, if it has the parameter's shape.
+
+    Args:
+      abstract_state: the state, or its shapes.
+      abstract: the parameters, or their shapes.
+      partitions: how these are split.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    specs = jax.tree.leaves(partitions, is_leaf=_is_spec)
+    known = {path: (leaf.shape, spec) for (path, leaf), spec in zip(leaves, specs, strict=True)}
+
+    def split(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        for start in range(len(path) + 1):
+            shape, spec = known.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return spec
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(split, abstract_state)
 
 
 def shardings(mesh: Mesh, partitions: Any) -> Any:

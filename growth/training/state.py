@@ -70,7 +70,7 @@ def state_partitions(
     """How each leaf of a state is split over a mesh of the given sizes."""
     abstract = abstract_state(architecture, tx, param_dtype)
     params = meshes.parameter_partitions(architecture, abstract.params, sizes)
-    opt_state = meshes.optimizer_partitions(tx, abstract.opt_state, params)
+    opt_state = meshes.optimizer_partitions(abstract.opt_state, abstract.params, params)
     return TrainState(PartitionSpec(), params, opt_state)
 
 
@@ -128,7 +128,7 @@ def grow_state(
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
         params = expand(state.params, plan, key, free=free, loss=loss)
-        opt_state = expand_optimizer_state(tx, state.opt_state, plan, params)
+        opt_state = expand_optimizer_state(tx, state.opt_state, plan, state.params, params)
         return TrainState(state.step, params, opt_state)
 
     shardings = state_shardings(plan.target, tx, param_dtype, mesh)

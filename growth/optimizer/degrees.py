@@ -1,0 +1,146 @@
+"""The degree of every moment that an optimizer keeps, found by running it.
+
+The same type of state is used for moments of gradients and for moments of what other
+transformations have made of them: a momentum behind Adam does not depend on the scale of a gradient
+at all. So the optimizer is run on a few small arrays, once with the gradients of every other array
+multiplied by four, as growth divides the gradients of some arrays; and what it keeps is compared.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_STEPS = 3
+_FACTOR = 4.0
+_SIZE = (
+    1e-2  # of a gradient: above the epsilons of optimizers, below what single entries are cut to
+)
+_TOLERANCE = 0.05  # what epsilons may change in a power
+
+
+@dataclasses.dataclass(frozen=True)
+class Degrees:
+    """The degree of every leaf of a state, hashed by what was run.
+
+    Attributes:
+      tx: the optimizer.
+      structure: that of the parameters.
+      ndims: the number of axes of each.
+    """
+
+    tx: optax.GradientTransformation
+    structure: Any
+    ndims: tuple[int, ...]
+
+    @property
+    def tree(self) -> Any:
+        """A tree like a state: the power of the factor by which each leaf differs in the two runs.
+
+        NaN where a leaf stays as it begins, or follows no power, or the optimizer needs more than
+        gradients and a loss.
+        """
+        return _measured(self)
+
+
+def measured_degrees(tx: optax.GradientTransformation, params: Any) -> Degrees:
+    """How each leaf of a state follows the scale of parameters; −1, where gradients are kept.
+
+    Args:
+      tx: the optimizer.
+      params: parameters, or their shapes; their paths and numbers of axes are looked at.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    return Degrees(tx, structure, tuple(len(leaf.shape) for leaf in leaves))
+
+
+def agreed(powers: Any, default: int, params: Any) -> int:
+    """The degree of a tree of moments, if one was found; else the default.
+
+    Powers of arrays whose gradients were multiplied are compared with those of the others, which
+    only a norm over all gradients can have changed.
+
+    Args:
+      powers: what `Degrees.tree` has for the moments.
+      default: the degree where nothing was found.
+      params: the parameters that these are the moments of.
+    """
+    _, structure = jax.tree.flatten(params)
+    assert structure is not None
+    try:
+        parts = structure.flatten_up_to(powers)
+    except ValueError:  # not shaped like the parameters
+        return default
+    sides = [
+        [power for part in parts[first::2] for power in jax.tree.leaves(part)] for first in (0, 1)
+    ]
+    multiplied, others = ([p for p in side if not math.isnan(p)] for side in sides)
+    if not multiplied:
+        return default
+    reference = float(np.median(others)) if others else 0.0
+    found = float(np.median(multiplied)) - reference
+    return -round(found) if abs(found - round(found)) < _TOLERANCE else default
+
+
+@functools.lru_cache(maxsize=64)
+def _measured(what: Degrees) -> Any:
+    random = np.random.default_rng(0)
+
+    def drawn(ndim: int) -> np.ndarray:  # the same norm at every step, lest norms hide the power
+        array = random.standard_normal((2,) * ndim)
+        return _SIZE * array / np.sqrt(np.mean(array**2))
+
+    draws = [[drawn(ndim) for ndim in what.ndims] for _ in range(_STEPS)]
+    more = [
+        [array * (1 if number % 2 else _FACTOR) for number, array in enumerate(arrays)]
+        for arrays in draws
+    ]
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        begun = what.tx.init(_tree(what, None))
+        states = [_run(what, gradients) for gradients in (draws, more)]
+        if states[0] is None or states[1] is None:
+            return jax.tree.map(lambda _: math.nan, begun)
+        return jax.tree.map(_power, begun, *states)
+
+
+def _tree(what: Degrees, arrays: Any) -> Any:
+    """Small arrays in the structure of parameters; zeros where none are given."""
+    given = [np.zeros((2,) * ndim) for ndim in what.ndims] if arrays is None else arrays
+    return jax.tree.unflatten(what.structure, [jnp.asarray(array) for array in given])
+
+
+def _run(what: Degrees, draws: Any) -> Any:
+    """The state after some gradients; None where the optimizer needs more than these."""
+    params = _tree(what, None)  # of parameters that are zero, decay adds nothing to gradients
+    update = jax.jit(optax.with_extra_args_support(what.tx).update)
+    trees = [_tree(what, arrays) for arrays in draws]
+    if isinstance(params, optax.LookaheadParams):
+        trees = [tree.fast for tree in trees]
+    for more in ({}, {"value": jnp.ones(())}):  # some want the loss
+        state = what.tx.init(params)
+        try:
+            for gradients in trees:
+                _, state = update(gradients, state, params, **more)
+        except Exception:  # what it is that is missing, any kind of error may say
+            continue
+        return state
+    return None
+
+
+def _power(begun: Any, one: Any, other: Any) -> float:
+    """The power of the factor by which what a leaf has gathered differs in two runs."""
+    if not jnp.issubdtype(jnp.result_type(one), jnp.floating):
+        return math.nan
+    first, one, other = (np.asarray(x, np.float64).ravel() for x in (begun, one, other))
+    one, other = np.abs(one - first), np.abs(other - first)
+    there = (one > 0) & (other > 0) & np.isfinite(one) & np.isfinite(other)
+    if not there.any():
+        return math.nan
+    powers = np.log(other[there] / one[there]) / math.log(_FACTOR)
+    power = float(np.median(powers))
+    return power if np.abs(powers - power).max() < _TOLERANCE else math.nan
