@@ -13,10 +13,18 @@ from typing import Any
 from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.free import FRESH, Choice, choice
+from growth.optimizer.newborn import Rewarming
+from growth.optimizer.newcomers import POLICIES
 from growth.planning import GrowthPlan
 from growth.transformations import grow_to
 
 _SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
+
+
+_OPTIONS = ("free", "moments", "rewarming")
+
+# How second moments of new entries may begin; the first is the default.
+MOMENTS = (*POLICIES, "age")
 
 
 class ScheduleError(InputError):
@@ -34,6 +42,9 @@ class Stage:
       architecture: what is trained.
       plan: how the stage began; None for the first.
       free: what new entries were where any value keeps the function.
+      moments: how second moments of new entries began: "zeros", "mean" or "probe", as for
+        `growth.expand_optimizer_state`; or "age": at zero, corrected by their own age.
+      rewarming: how the learning rate rises after growth; None: not at all.
     """
 
     index: int
@@ -42,6 +53,8 @@ class Stage:
     architecture: Architecture
     plan: GrowthPlan | None = None
     free: Choice = FRESH
+    moments: str = MOMENTS[0]
+    rewarming: Rewarming | None = None
 
     @property
     def num_steps(self) -> int:
@@ -57,7 +70,8 @@ def stages(
     Args:
       architecture: what the run starts with.
       growth: the growth steps, in order. Each has a `step`, the arguments of `growth.grow_to`, and
-        maybe `free`, as for `growth.expand`: `dict(step=600, num_layers=6, free="copy")`.
+        maybe `free`, as for `growth.expand`, `moments` and `rewarming`, as in `Stage`:
+        `dict(step=600, num_layers=6, free="copy", rewarming=dict(steps=100))`.
       num_steps: optimizer steps of the whole run.
 
     Raises:
@@ -80,13 +94,13 @@ def stages(
         sizes = {name: size for name, size in entry.items() if name in _SIZES}
         try:
             plan = grow_to(**sizes)(last.architecture)
-            free = choice(entry.get("free", FRESH))
+            options = _options(entry)
         except InputError as error:
             raise ScheduleError(f"{where}: {error}") from error
         if plan.source == plan.target:
             raise ScheduleError(f"{where}: {sizes} changes nothing in {last.architecture}")
         result[-1] = dataclasses.replace(last, stop=step)
-        result.append(Stage(index + 1, step, num_steps, plan.target, plan, free))
+        result.append(Stage(index + 1, step, num_steps, plan.target, plan, **options))
     return tuple(result)
 
 
@@ -98,6 +112,24 @@ def training_flops(stages: Sequence[Stage], tokens_per_step: int) -> tuple[float
     )
 
 
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a growth step says besides its sizes."""
+    moments, rewarming = entry.get("moments", MOMENTS[0]), entry.get("rewarming")
+    if moments not in MOMENTS:
+        raise ScheduleError(f"moments is {moments!r}, but it must be one of {', '.join(MOMENTS)}")
+    if isinstance(rewarming, Mapping):
+        known = [field.name for field in dataclasses.fields(Rewarming)]
+        if "steps" not in rewarming or set(rewarming) - set(known):
+            raise ScheduleError(
+                f"rewarming is {dict(rewarming)}, but it must have steps, and may have "
+                f"{', '.join(known[1:])}"
+            )
+        rewarming = Rewarming(**rewarming)
+    if not isinstance(rewarming, Rewarming | None):
+        raise ScheduleError(f"rewarming is {rewarming!r}, but it must be a mapping with steps")
+    return {"free": choice(entry.get("free", FRESH)), "moments": moments, "rewarming": rewarming}
+
+
 def _check_names(entry: Mapping[str, Any], where: str) -> None:
     if not isinstance(entry, Mapping):
         raise ScheduleError(
@@ -105,7 +137,7 @@ def _check_names(entry: Mapping[str, Any], where: str) -> None:
         )
     if "step" not in entry:
         raise ScheduleError(f"{where}: step is missing")
-    known = ("step", "free", *_SIZES)
+    known = ("step", *_OPTIONS, *_SIZES)
     for name in entry:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -11,6 +11,7 @@ import optax
 from optax import contrib
 
 from growth.errors import InputError
+from growth.optimizer.newborn import ScaleByAgeState
 
 # optax exports the transformations that have these states, but not all of the states.
 _transform = optax._src.transform
@@ -119,6 +120,7 @@ FIELDS: dict[type, Mapping[str, Field]] = {
     },
     contrib.SplitRealAndImaginaryState: {"inner_state": STATE},
     # What has next to nothing.
+    ScaleByAgeState: {"steps": KEEP},
     optax.EmptyState: {},
     optax.ScaleByScheduleState: {"count": KEEP},
     optax.AddNoiseState: {"count": KEEP, "rng_key": KEEP},

@@ -104,8 +104,17 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
     probe_loss = functools.partial(loss, run.model(stage), batch=run.probe)
+    moments = "zeros" if stage.moments == "age" else stage.moments
     grown = grow_state(
-        state, stage.plan, run.tx, run.config.param_dtype, run.mesh, key, stage.free, probe_loss
+        state,
+        stage.plan,
+        run.tx,
+        run.config.param_dtype,
+        run.mesh,
+        key,
+        free=stage.free,
+        moments=moments,
+        loss=probe_loss,
     )
     jax.block_until_ready(grown)
     seconds = time.perf_counter() - began

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from growth.optimizer.newborn import Event, correct_by_age, rewarm
 from growth.schedule import Stage, training_flops
 from growth.training.config import OptimizerConfig, TrainConfig
 
@@ -44,17 +45,19 @@ def learning_rate(
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW behind clipping by global norm. One optimizer serves all stages of a run."""
-    settings = config.optimizer
+    settings, stages = config.optimizer, config.stages
+    events = [
+        Event(stage.start, stage.plan, stage.moments == "age", stage.rewarming)
+        for stage in stages
+        if stage.plan is not None
+    ]
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            learning_rate(settings, config.stages, config.tokens_per_step),
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            mask=decayed,
-        ),
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        correct_by_age(events, settings.b1, settings.b2),
+        optax.add_decayed_weights(settings.weight_decay, decayed),
+        optax.scale_by_learning_rate(learning_rate(settings, stages, config.tokens_per_step)),
+        rewarm(events),
     )
 
 

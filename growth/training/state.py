@@ -113,6 +113,7 @@ def grow_state(
     mesh: Mesh,
     key: jax.Array,
     free: Choice = FRESH,
+    moments: str = "zeros",
     loss: Callable[[Any], jax.Array] | None = None,
 ) -> TrainState:
     """Carries every leaf of a state to the larger architecture, on the mesh, without the host.
@@ -123,12 +124,17 @@ def grow_state(
       tx: the optimizer.
       param_dtype: dtype of the parameters.
       mesh: where the state is.
-      key, free, loss: as for `growth.expand`.
+      key, free: as for `growth.expand`.
+      moments: as for `growth.expand_optimizer_state`.
+      loss: of a batch, at the larger parameters; for what takes its gradient.
     """
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
         params = expand(state.params, plan, key, free=free, loss=loss)
-        opt_state = expand_optimizer_state(tx, state.opt_state, plan, state.params, params)
+        gradient = jax.grad(loss)(params) if moments == "probe" and loss else None
+        opt_state = expand_optimizer_state(
+            tx, state.opt_state, plan, state.params, params, moments=moments, gradient=gradient
+        )
         return TrainState(state.step, params, opt_state)
 
     shardings = state_shardings(plan.target, tx, param_dtype, mesh)

@@ -45,13 +45,21 @@ def small_config(files):
         tied_embeddings=True,
     )
     config.growth = (
-        dict(step=20, embed_dim=16, mlp_dim=24, num_layers=2),
+        dict(
+            step=20,
+            embed_dim=16,
+            mlp_dim=24,
+            num_layers=2,
+            moments="age",
+            rewarming=dict(steps=5, start=0.5),
+        ),
         dict(
             step=40,
             num_heads=4,
             qk_dim=8,
             v_dim=6,
             free={"head_addition": "copy", "heads_expansion": "gradmax:3"},
+            moments="probe",
         ),
     )
     config.num_steps = 60
