@@ -204,7 +204,9 @@ def certify(
     batch = jax.tree.map(jnp.asarray, batch)  # the same ints with and without 64 bits
     with jax.enable_x64(True):
         old, fresh = (_with_dtype(tree, "float64") for tree in (source, grown))
-        exact = expand(old, plan, blueprint=blueprint, fresh=fresh)
+        # Compiled, for then zeros among the free values are not refused: they are to be found.
+        again = jax.jit(lambda old, fresh: expand(old, plan, blueprint=blueprint, fresh=fresh))
+        exact = again(old, fresh)
         preservation = {}
         for dtype in dtypes:
             after = exact if dtype == "float64" else _with_dtype(grown, dtype)

@@ -14,7 +14,7 @@ import pytest
 from networks import random_parameters
 
 import growth
-from growth import Architecture, roles
+from growth import Architecture, assembly, roles
 from growth.models import apply
 from growth.roles import FREE, ROLES, STREAM, ZERO
 
@@ -131,12 +131,12 @@ def test_an_output_layer_that_sees_the_mean_is_caught(monkeypatch):
     def mutant(role, *rest):
         return FREE if role == "unembed" else real(role, *rest)
 
-    monkeypatch.setattr(expanding, "fill", mutant)
+    monkeypatch.setattr(assembly, "fill", mutant)
     assert problems("no final norm")
 
 
 def test_gains_whose_offset_is_forgotten_are_caught(monkeypatch):
-    monkeypatch.setattr(expanding, "offset", lambda role, architecture: 0.0)
+    monkeypatch.setattr(assembly, "offset", lambda role, architecture: 0.0)
     assert problems("gemma")
 
 

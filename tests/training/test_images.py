@@ -1,5 +1,7 @@
 """Images: sets of them, and a vision transformer that grows in the same loop."""
 
+import json
+
 import jax
 import networks
 import numpy as np
@@ -46,7 +48,6 @@ def digits_config():
     config.num_steps, config.batch_size, config.eval_batches = 240, 32, 14
     config.optimizer.learning_rate = 1e-2
     config.mesh.data = 1
-    config.certify = True
     return config
 
 
@@ -152,6 +153,15 @@ def test_a_vision_transformer_learns_and_grows_by_the_same_loop(finished):
     assert params["patch_embed"]["kernel"].shape == (4, 24)
 
 
+@pytest.mark.full
+def test_growths_of_images_are_certified(tmp_path):
+    config = digits_config()
+    config.certify = True
+    train(parse(config), tmp_path / "run")
+    for step in (80, 160):
+        assert json.loads((tmp_path / f"run/certificates/step_{step}.json").read_text())["passed"]
+
+
 def test_a_text_cannot_be_continued(finished):
     model, params, _ = load_model(finished)
     with pytest.raises(InputError, match="the model sees images, and continues no text"):
@@ -161,7 +171,6 @@ def test_a_text_cannot_be_continued(finished):
 def test_eight_devices_give_the_same_losses(finished, tmp_path):
     config = digits_config()
     config.num_steps, config.growth = 100, config.growth[:1]
-    config.certify = False
     losses = []
     for name, mesh in (("one", dict(data=1)), ("eight", dict(data=2, fsdp=2, tensor=2))):
         config.mesh.update(mesh)
