@@ -13,6 +13,7 @@ The target has GPT-2's own shape, so that it can be compared with every publishe
 
 from ml_collections import ConfigDict
 
+from growth.presets import GPT2
 from growth.training.config import defaults
 
 
@@ -27,13 +28,7 @@ def get_config() -> ConfigDict:
         qk_dim=64,
         v_dim=64,
         mlp_dim=1536,
-        norm="layernorm",
-        norm_eps=1e-5,
-        position="learned",
-        activation="gelu",
-        gated_mlp=False,
-        tied_embeddings=True,
-        use_bias=True,
+        **GPT2,
     )
     config.growth = (
         dict(step=3000, embed_dim=576, num_heads=9, mlp_dim=2304),
