@@ -27,7 +27,7 @@ def grow(
     plan: GrowthPlan,
     blueprint: Blueprint,
     free: FreeValues,
-    degree: int = 1,
+    degree: int | None = None,
     like: Any = None,
 ) -> Any:
     """Carries a tree shaped like the parameters to the larger architecture.
@@ -37,9 +37,9 @@ def grow(
       plan: the growth step.
       blueprint: what the arrays are.
       free: the free values.
-      degree: how the values follow the parameters when these are multiplied by c: they are
-        multiplied by c ** degree. 1 for parameters, whose fixed entries get their fixed values;
-        other trees hold gradients or their squares, and all their new entries come from `free`.
+      degree: None for parameters, whose fixed entries get their fixed values. Other trees, of
+        moments of gradients, are multiplied by c ** degree where parameters are multiplied by c,
+        and all their new entries come from `free`.
       like: a tree of the target to take the containers from, where it holds the same leaves. The
         containers of `tree` may know its sizes.
     """
@@ -82,7 +82,7 @@ def _grow_array(
     arrays: Mapping[str, jax.Array],
     plan: GrowthPlan,
     free: FreeValues,
-    degree: int,
+    degree: int | None,
 ) -> jax.Array:
     """One array of the target: each of its sections, put together from pieces."""
     parts = pieces(target, plan)
@@ -137,7 +137,7 @@ def _grow_piece(
     number: int,
     arrays: Mapping[str, jax.Array],
     plan: GrowthPlan,
-    degree: int,
+    degree: int | None,
 ) -> jax.Array | None:
     """One section of a piece without its free entries; None where all are free.
 
@@ -148,7 +148,7 @@ def _grow_piece(
     """
 
     def fill_of(axis: str) -> str:
-        return fill(section.role, axis, plan.source) if degree == 1 else FREE
+        return fill(section.role, axis, plan.source) if degree is None else FREE
 
     dtype = arrays[piece.source.name].dtype
     fills = {fill_of(axis) for axis in piece.new_axes}
@@ -186,7 +186,7 @@ def _old_entries(
     number: int,
     arrays: Mapping[str, jax.Array],
     plan: GrowthPlan,
-    degree: int,
+    degree: int | None,
 ) -> jax.Array:
     """The old entries that a section of a piece continues, multiplied as their role demands."""
     array = arrays[source.name]
@@ -201,10 +201,10 @@ def _old_entries(
         return (size(axis, plan.target, piece.target.layers) or 1) / before
 
     axes = (*section.axes, *source.path_axes)
-    by = factor(section.role, plan.source, axes, growth) ** degree
+    by = factor(section.role, plan.source, axes, growth) ** (1 if degree is None else degree)
     if by == 1:
         return old
-    added = offset(section.role, plan.source) if degree == 1 else 0.0
+    added = offset(section.role, plan.source) if degree is None else 0.0
     return (old.astype(_wide(old.dtype)) + added) * by - added
 
 

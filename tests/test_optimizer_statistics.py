@@ -144,6 +144,22 @@ def test_degrees_are_found_by_running_the_optimizer():
     assert agreed(powers[1].count, 7, parameters("paper")) == 7
 
 
+def test_momentum_behind_a_trust_ratio_follows_the_parameters():
+    """Its updates are as large as parameters, so they are multiplied as these are."""
+    tx = optax.lars(1e-3, momentum=0.9, weight_decay=1e-4)
+    powers = measured_degrees(tx, parameters("paper")).tree
+    trace = next(part.trace for part in powers if isinstance(part, optax.TraceState))
+    assert agreed(trace, 7, parameters("paper")) == 1
+    state = accumulated(tx, "paper")
+    grown = expanded(tx, state, "paper")
+    old, new = (
+        next(part.trace for part in s if isinstance(part, optax.TraceState)) for s in (state, grown)
+    )
+    gains = [tree["layers_0"]["mlp_norm"]["scale"][0, :6] for tree in (old, new)]
+    np.testing.assert_allclose(gains[1], np.asarray(gains[0]) * (6 / 10) ** 0.5)
+    assert not np.asarray(new["layers_0"]["mlp"]["down"]["kernel"])[:, 7:].any()
+
+
 def test_degrees_of_an_optimizer_that_needs_more_are_those_of_the_table():
     tx, more = optimizers.make("sophia")
     powers = measured_degrees(tx, parameters("paper")).tree

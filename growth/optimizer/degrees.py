@@ -2,8 +2,8 @@
 
 The same type of state is used for moments of gradients and for moments of what other
 transformations have made of them: a momentum behind Adam does not depend on the scale of a gradient
-at all. So the optimizer is run on a few small arrays, once with the gradients of every other array
-multiplied by four, as growth divides the gradients of some arrays; and what it keeps is compared.
+at all. So the optimizer is run on a few small arrays, once with every other array multiplied by a
+number, as growth multiplies some, and its gradients divided by it; and what it keeps is compared.
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ import numpy as np
 import optax
 
 _STEPS = 3
-_FACTOR = 4.0
-_SIZE = (
-    1e-2  # of a gradient: above the epsilons of optimizers, below what single entries are cut to
-)
+_FACTOR = 0.25
+_SIZE = 0.1  # of gradients: above the epsilons of optimizers, below what single entries are cut to
+_WEIGHT = 1e-2  # of parameters: their decay adds next to nothing to gradients
 _TOLERANCE = 0.05  # what epsilons may change in a power
 
 
@@ -62,8 +61,8 @@ def measured_degrees(tx: optax.GradientTransformation, params: Any) -> Degrees:
 def agreed(powers: Any, default: int, params: Any) -> int:
     """The degree of a tree of moments, if one was found; else the default.
 
-    Powers of arrays whose gradients were multiplied are compared with those of the others, which
-    only a norm over all gradients can have changed.
+    Powers of arrays that were multiplied are compared with those of the others, which only a norm
+    over all gradients can have changed.
 
     Args:
       powers: what `Degrees.tree` has for the moments.
@@ -84,60 +83,67 @@ def agreed(powers: Any, default: int, params: Any) -> int:
         return default
     reference = float(np.median(others)) if others else 0.0
     found = float(np.median(multiplied)) - reference
-    return -round(found) if abs(found - round(found)) < _TOLERANCE else default
+    return round(found) if abs(found - round(found)) < _TOLERANCE else default
 
 
 @functools.lru_cache(maxsize=64)
 def _measured(what: Degrees) -> Any:
     random = np.random.default_rng(0)
 
-    def drawn(ndim: int) -> np.ndarray:  # the same norm at every step, lest norms hide the power
+    def drawn(ndim: int, scale: float) -> np.ndarray:  # of one norm, lest norms hide the power
         array = random.standard_normal((2,) * ndim)
-        return _SIZE * array / np.sqrt(np.mean(array**2))
+        return scale * array / np.sqrt(np.mean(array**2))
 
-    draws = [[drawn(ndim) for ndim in what.ndims] for _ in range(_STEPS)]
-    more = [
-        [array * (1 if number % 2 else _FACTOR) for number, array in enumerate(arrays)]
-        for arrays in draws
-    ]
+    params = [drawn(ndim, _WEIGHT) for ndim in what.ndims]
+    draws = [[drawn(ndim, _SIZE) for ndim in what.ndims] for _ in range(_STEPS)]
+
+    def multiplied(arrays: list[np.ndarray], by: float) -> list[np.ndarray]:
+        return [array * (1 if number % 2 else by) for number, array in enumerate(arrays)]
+
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        begun = what.tx.init(_tree(what, None))
-        states = [_run(what, gradients) for gradients in (draws, more)]
+        runs = [
+            (
+                _tree(what, multiplied(params, by)),
+                [_tree(what, multiplied(g, 1 / by)) for g in draws],
+            )
+            for by in (1.0, _FACTOR)
+        ]
+        begun = [what.tx.init(weights) for weights, _ in runs]
+        states = [_run(what, weights, gradients) for weights, gradients in runs]
         if states[0] is None or states[1] is None:
-            return jax.tree.map(lambda _: math.nan, begun)
-        return jax.tree.map(_power, begun, *states)
+            return jax.tree.map(lambda _: math.nan, begun[0])
+        return jax.tree.map(_power, *begun, *states)
 
 
 def _tree(what: Degrees, arrays: Any) -> Any:
-    """Small arrays in the structure of parameters; zeros where none are given."""
-    given = [np.zeros((2,) * ndim) for ndim in what.ndims] if arrays is None else arrays
-    return jax.tree.unflatten(what.structure, [jnp.asarray(array) for array in given])
+    """Small arrays in the structure of parameters."""
+    return jax.tree.unflatten(what.structure, [jnp.asarray(array) for array in arrays])
 
 
-def _run(what: Degrees, draws: Any) -> Any:
+def _run(what: Degrees, params: Any, gradients: Any) -> Any:
     """The state after some gradients; None where the optimizer needs more than these."""
-    params = _tree(what, None)  # of parameters that are zero, decay adds nothing to gradients
     update = jax.jit(optax.with_extra_args_support(what.tx).update)
-    trees = [_tree(what, arrays) for arrays in draws]
     if isinstance(params, optax.LookaheadParams):
-        trees = [tree.fast for tree in trees]
+        gradients = [tree.fast for tree in gradients]
     for more in ({}, {"value": jnp.ones(())}):  # some want the loss
         state = what.tx.init(params)
         try:
-            for gradients in trees:
-                _, state = update(gradients, state, params, **more)
+            for tree in gradients:
+                _, state = update(tree, state, params, **more)
         except Exception:  # what it is that is missing, any kind of error may say
             continue
         return state
     return None
 
 
-def _power(begun: Any, one: Any, other: Any) -> float:
+def _power(begun: Any, also_begun: Any, one: Any, other: Any) -> float:
     """The power of the factor by which what a leaf has gathered differs in two runs."""
     if not jnp.issubdtype(jnp.result_type(one), jnp.floating):
         return math.nan
-    first, one, other = (np.asarray(x, np.float64).ravel() for x in (begun, one, other))
-    one, other = np.abs(one - first), np.abs(other - first)
+    one, other = (
+        np.abs(np.asarray(x, np.float64) - np.asarray(first, np.float64)).ravel()
+        for x, first in ((one, begun), (other, also_begun))
+    )
     there = (one > 0) & (other > 0) & np.isfinite(one) & np.isfinite(other)
     if not there.any():
         return math.nan
