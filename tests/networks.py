@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import growth
 from growth import Architecture, presets, trees
@@ -109,6 +110,12 @@ VARIANTS = {
         "no final norm, LayerNorm": dict(norm="layernorm", final_norm=False, position="learned"),
     }.items()
 }
+
+
+def first(names, *chosen):
+    """All names as parameters of a test; those that are not chosen run with --full only."""
+    marks = {False: [pytest.mark.full], True: []}
+    return [pytest.param(name, marks=marks[name in chosen], id=name) for name in names]
 
 
 def single_steps(architecture):

@@ -127,6 +127,16 @@ EXACT = {
     ),
 }
 
+# One of each kind; the others are compared with --full.
+FIRST = (
+    *("the gradient itself", "adamw", "adamax", "adan", "adabelief", "adagrad", "adadelta", "lion"),
+    *("lars", "rmsprop, momentum", "rmsprop, centered", "yogi", "rprop", "optimistic_adam_v2"),
+    *("adafactor, whole", "ademamix", "adopt", "cocob", "madgrad", "momo", "muon, scanned"),
+    *("prodigy", "schedule_free_adamw", "dog", "mechanize", "sam", "momentum behind adam"),
+    *("masked", "partition", "inject_hyperparams", "apply_if_finite in MultiSteps", "deep"),
+    "conditionally_transform",
+)
+
 # Statistics of whole arrays, or what needs more than gradients: see their own tests.
 INEXACT = {
     "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=3),

@@ -100,7 +100,7 @@ def test_a_tree_of_zeros_is_refused_where_it_would_never_learn():
     growth.expand(source("paper"), plan, fresh=fresh)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", networks.first(NAMES, "llama", "mixed"))
 def test_every_new_entry_has_the_source_that_is_named(name):
     """By each transformation alone, and a role before a transformation."""
     plan = networks.all_steps(ARCHITECTURES[name])(ARCHITECTURES[name])
@@ -146,7 +146,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", networks.first(STEPS, "mlp", "qk"))
 @pytest.mark.parametrize("name", ["mixed"])
 def test_gradmax_makes_the_first_gradient_larger_and_keeps_the_function(name, step):
     architecture = ARCHITECTURES[name]
@@ -217,6 +217,7 @@ def test_gradmax_of_one_transformation_leaves_the_others_alone():
         assert not mark.any() or np.abs(np.asarray(one - other)[mark]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_gradmax_works_on_any_model_with_a_blueprint():
     model = foreign_models.MODELS["Linen GPT"]
     plan = growth.mlp_expansion(12)(model.architecture)

@@ -37,7 +37,7 @@ def constant(value):
     return lambda pieces, section, number: jnp.full(section.shape, value)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "images (ViT)"])
+@pytest.mark.parametrize("name", networks.first([*ARCHITECTURES, "images (ViT)"], "llama"))
 def test_births_are_those_of_labels_that_grow_along(name):
     architecture = (ARCHITECTURES | networks.VARIANTS)[name]
     events = events_of(architecture)
@@ -54,7 +54,9 @@ def test_births_are_those_of_labels_that_grow_along(name):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", foreign_models.MODELS)
+@pytest.mark.parametrize(
+    "name", networks.first(foreign_models.MODELS, "paper's authors", "Linen GPT")
+)
 def test_births_in_other_peoples_models(name):
     """Fused arrays, heads and layers with arrays of their own."""
     model = foreign_models.MODELS[name]

@@ -91,10 +91,7 @@ OF_EACH_KIND = (
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        pytest.param(name, marks=[] if name in OF_EACH_KIND else [pytest.mark.full])
-        for name in SUPPORTED
-    ],
+    networks.first(SUPPORTED, *OF_EACH_KIND),
 )
 def test_one_step_after_growth_on_a_mesh(optimizer):
     """The state grows in a compiled function, sharded; the loss before the next step is kept."""

@@ -168,6 +168,7 @@ def test_a_text_cannot_be_continued(finished):
         generate(model, params, ByteTokenizer(), "def", num_tokens=3)
 
 
+@pytest.mark.full
 def test_eight_devices_give_the_same_losses(finished, tmp_path):
     config = digits_config()
     config.num_steps, config.growth = 100, config.growth[:1]

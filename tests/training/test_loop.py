@@ -121,7 +121,11 @@ def test_growth_leaves_the_order_of_the_data_alone(whole, config):
 
 
 @pytest.mark.parametrize(
-    "mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=["data", "data, fsdp and tensor"]
+    "mesh",
+    [
+        pytest.param(dict(data=8), id="data", marks=pytest.mark.full),
+        pytest.param(dict(data=2, fsdp=2, tensor=2), id="data, fsdp and tensor"),
+    ],
 )
 def test_eight_devices_give_the_same_losses(mesh, whole, config, tmp_path, capfd):
     config.mesh.update(mesh)
