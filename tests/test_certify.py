@@ -28,7 +28,7 @@ def example(name="llama"):
     return parameters, plan, growth.expand(parameters, plan, KEY)
 
 
-@pytest.mark.parametrize("name", networks.first(ARCHITECTURES, "llama", "mixed"))
+@pytest.mark.parametrize("name", networks.first(ARCHITECTURES, "llama"))
 def test_a_good_step_is_certified(name):
     parameters, plan, grown = example(name)
     certificate = growth.certify(

@@ -100,7 +100,7 @@ def test_a_tree_of_zeros_is_refused_where_it_would_never_learn():
     growth.expand(source("paper"), plan, fresh=fresh)
 
 
-@pytest.mark.parametrize("name", networks.first(NAMES, "llama", "mixed"))
+@pytest.mark.parametrize("name", networks.first(NAMES, "llama"))
 def test_every_new_entry_has_the_source_that_is_named(name):
     """By each transformation alone, and a role before a transformation."""
     plan = networks.all_steps(ARCHITECTURES[name])(ARCHITECTURES[name])
