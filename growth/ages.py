@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from growth import layout, trees
-from growth.architecture import Architecture, LayerShape
-from growth.blueprint import Blueprint, Parameter
+from growth.architecture import Architecture
+from growth.blueprint import Blueprint, Parameter, size
 from growth.layout import Section
 from growth.notation import BlueprintError
 from growth.pieces import old_index
@@ -100,7 +100,7 @@ def births(architecture: Architecture, events: Sequence[tuple[int, GrowthPlan]])
         architecture,
         np.zeros(architecture.embed_dim, np.int32),
         (0,) * architecture.num_layers,
-        tuple(_within(layer, 0) for layer in architecture.layers),
+        tuple(_within(architecture, layer, 0) for layer in range(architecture.num_layers)),
     )
     for step, plan in events:
         found = _grown(found, step, plan)
@@ -125,22 +125,16 @@ def fitting(tree: Any, candidates: Sequence[Births], blueprints: Sequence[Bluepr
     raise problem
 
 
-def _within(layer: LayerShape, step: int) -> dict[str, np.ndarray]:
-    sizes = {
-        "kv_heads": layer.num_kv_heads,
-        "group": layer.queries_per_group,
-        "qk": layer.qk_dim,
-        "v": layer.v_dim,
-        "mlp": layer.mlp_dim,
-    }
-    return {axis: np.full(length, step, np.int32) for axis, length in sizes.items()}
+def _within(architecture: Architecture, layer: int, step: int) -> dict[str, np.ndarray]:
+    sizes = {axis: size(axis, architecture, range(layer, layer + 1)) for axis in _OF_LAYERS}
+    return {axis: np.full(length or 0, step, np.int32) for axis, length in sizes.items()}
 
 
 def _grown(before: Births, step: int, plan: GrowthPlan) -> Births:
     added = np.full(plan.target.embed_dim - plan.source.embed_dim, step, np.int32)
     layers, within = [], []
     for layer, origin in enumerate(plan.layer_sources):
-        new = _within(plan.target.layers[layer], step)
+        new = _within(plan.target, layer, step)
         if origin is not None:
             for axis, here in new.items():
                 old = before.within[origin][axis]

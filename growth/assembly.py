@@ -19,7 +19,7 @@ from growth.notation import BlueprintError
 from growth.pieces import Piece, pieces
 from growth.planning import GrowthPlan
 from growth.roles import FREE, MEAN, ZERO, factor, fill, offset
-from growth.sources import FreeValues
+from growth.sources import FreeValues, zeros
 
 
 def grow(
@@ -229,6 +229,21 @@ def _queries_added(plan: GrowthPlan) -> bool:
         origin is not None and new.queries_per_group > plan.source.layers[origin].queries_per_group
         for new, origin in zip(plan.target.layers, plan.layer_sources, strict=True)
     )
+
+
+def old_entries(tree: Any, plan: GrowthPlan, blueprint: Blueprint, like: Any = None) -> Any:
+    """Which entries of a grown tree are old: a tree of boolean arrays.
+
+    Args:
+      tree: arrays of `plan.source`'s shapes.
+      plan: the growth step.
+      blueprint: what the arrays are.
+      like: as for `grow`.
+    """
+    ones = jax.tree.map(jnp.ones_like, tree)
+    # As moments, all of whose new entries come from the free values, here zeros.
+    grown = grow(ones, plan, blueprint, zeros, degree=0, like=like)
+    return jax.tree.map(lambda mark: mark == 1, grown)
 
 
 def by_name(tree: Any, blueprint: Blueprint, architecture: Architecture) -> dict[str, jax.Array]:

@@ -199,7 +199,7 @@ def certify(
     """
     if set(dtypes) - set(_DTYPES):
         raise InputError(f"dtypes is {tuple(dtypes)}, but it must be some of {', '.join(_DTYPES)}")
-    blueprint = blueprint_for(plan, blueprint)
+    blueprint = blueprint_for(plan.source, blueprint)
     loss = next_token_loss if loss is None else loss
     batch = jax.tree.map(jnp.asarray, batch)  # the same ints with and without 64 bits
     with jax.enable_x64(True):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from growth import sources
+from growth.architecture import Architecture
 from growth.assembly import by_name, grow
 from growth.blueprint import Blueprint
 from growth.errors import InputError
@@ -55,8 +56,8 @@ def expand(
         or values of `fresh` are zero where they would never learn.
     """
     choice = read_choice(free)
-    check_free(key, blueprint, fresh, loss, choice)
-    blueprint = blueprint_for(plan, blueprint)
+    _check_free(key, blueprint, fresh, loss, choice)
+    blueprint = blueprint_for(plan.source, blueprint)
     if fresh is not None and not _is_traced((tree, fresh)):
         _refuse_zeros(_zeros(tree, fresh, plan, blueprint))
     grown = _expand(tree, fresh, key, plan, blueprint, choice)
@@ -75,11 +76,11 @@ def _expand(
     blueprint: Blueprint,
     choice: Choice,
 ) -> Any:
-    free = free_values(tree, fresh, key, plan, blueprint, choice)
+    free = _free_values(tree, fresh, key, plan, blueprint, choice)
     return grow(tree, plan, blueprint, free, like=fresh)
 
 
-def check_free(
+def _check_free(
     key: jax.Array | None, blueprint: Blueprint | None, fresh: Any, loss: Any, choice: Choice
 ) -> None:
     """Checks that the arguments of `expand` say where free values come from; see there."""
@@ -109,7 +110,9 @@ def _zeros(tree: Any, fresh: Any, plan: GrowthPlan, blueprint: Blueprint) -> dic
             for axis, starts, shape in sources.blocks(piece, section, number, plan):
                 if "embed" in section.axes and axis in FACES_ZERO.get(section.role, ()):
                     block = jax.lax.dynamic_slice(given, starts, shape)
-                    found[f"{piece.target.path}, new along {axis}"] = ~jnp.any(block)
+                    place = f"{piece.target.path}, new along {axis}"
+                    # Pieces of an array may be new by themselves: none of them may be zero.
+                    found[place] = found.get(place, False) | ~jnp.any(block)
         return given
 
     grow(tree, plan, blueprint, look, like=fresh)
@@ -129,12 +132,12 @@ def _is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def blueprint_for(plan: GrowthPlan, blueprint: Blueprint | None) -> Blueprint:
+def blueprint_for(architecture: Architecture, blueprint: Blueprint | None) -> Blueprint:
     """The given blueprint, or that of the reference model."""
-    return _reference_model().blueprint(plan.source) if blueprint is None else blueprint
+    return _reference_model().blueprint(architecture) if blueprint is None else blueprint
 
 
-def free_values(
+def _free_values(
     tree: Any,
     fresh: Any,
     key: jax.Array | None,

@@ -147,8 +147,7 @@ def _source(word: Any) -> Source:
     if not number:
         return _WORDS[name]()
     try:
-        return Copy(float(number)) if name == "copy" else GradMax(int(number))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+        value = float(number) if name == "copy" else int(number)
+    except ValueError:
         raise InputError(f"free is {word!r}, but {number!r} is not a number") from None
+    return _WORDS[name](value)

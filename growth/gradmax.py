@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from growth import sources
-from growth.assembly import by_name, grow
+from growth.assembly import by_name, grow, old_entries
 from growth.blueprint import Blueprint
 from growth.free import Choice, GradMax
 from growth.layout import Section, split
@@ -75,10 +75,9 @@ def first_gradient(loss: Loss, params: Any, zero_side: Any) -> jax.Array:
 
 def _zero_side(tree: Any, plan: GrowthPlan, blueprint: Blueprint) -> Any:
     """1 where an entry is new and its value is fixed, 0 elsewhere."""
-    ones, zeros = jax.tree.map(jnp.ones_like, tree), jax.tree.map(jnp.zeros_like, tree)
-    old = grow(ones, plan, blueprint, sources.zeros, degree=-1)
-    free = grow(zeros, plan, blueprint, sources.ones)
-    return jax.tree.map(lambda o, f: ((o == 0) & (f <= 0)).astype(o.dtype), old, free)
+    old = old_entries(tree, plan, blueprint)
+    free = grow(jax.tree.map(jnp.zeros_like, tree), plan, blueprint, sources.ones)
+    return jax.tree.map(lambda is_old, f: (~is_old & (f <= 0)).astype(f.dtype), old, free)
 
 
 def _moved(here: Any, slopes: Any, plan: GrowthPlan) -> FreeValues:

@@ -14,12 +14,11 @@ import numpy as np
 import optax
 
 from growth import layout, trees
-from growth.assembly import grow
+from growth.assembly import old_entries
 from growth.blueprint import Blueprint, Parameter
 from growth.pieces import old_index
 from growth.planning import GrowthPlan
 from growth.roles import AXES
-from growth.sources import zeros
 
 # A gradient is zero where it is this small beside the largest of its array: rounding.
 ROUNDING = 1e-13
@@ -53,10 +52,8 @@ def new_entries(source: Any, plan: GrowthPlan, blueprint: Blueprint) -> Any:
       plan: the growth step.
       blueprint: what the parameters are.
     """
-    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape), source)
-    # As for gradients, whose new entries all come from the free values, here zeros.
-    aged = grow(ones, plan, blueprint, zeros, degree=-1)
-    return jax.tree.map(lambda leaf: np.asarray(leaf) == 0, aged)
+    old = old_entries(source, plan, blueprint)
+    return jax.tree.map(lambda mark: ~np.asarray(mark), old)
 
 
 def observe(

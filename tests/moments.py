@@ -54,7 +54,9 @@ def accumulated(tx, name, grown=False, **more):
     """The state that an optimizer has after those gradients."""
 
     def accumulate(parameters, gradients):
-        take = lambda state, gradient: (tx.update(gradient, state, parameters, **more)[1], None)  # noqa: E731
+        def take(state, gradient):
+            return tx.update(gradient, state, parameters, **more)[1], None
+
         return jax.lax.scan(take, tx.init(parameters), gradients)[0]
 
     weights = grown_parameters(name) if grown else parameters(name)
@@ -67,6 +69,7 @@ def expanded(tx, state, name, **options):
     )
 
 
+@functools.cache
 def old_places(name):
     """Where entries of the grown parameters are old, by path."""
     ones = jax.tree.map(jnp.ones_like, parameters(name))

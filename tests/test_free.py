@@ -92,6 +92,17 @@ def test_a_tree_of_zeros_is_refused_where_it_would_never_learn():
         }
         with pytest.raises(InputError, match=f"fresh is zero in .*{name}/kernel, new along {axis}"):
             growth.expand(source("llama"), plan, fresh=tree)
+    # Of one layer among others, too.
+    plan = growth.mlp_expansion(9)(ARCHITECTURES["llama"].replace(num_layers=3))
+    plan = growth.layer_addition(1, position=1)(plan.target)
+    small = random_parameters(plan.source)
+    fresh = random_parameters(plan.target, seed=1)
+    kernel = fresh["layers_0"]["attention"]["value"]["kernel"]
+    fresh["layers_0"]["attention"]["value"]["kernel"] = (
+        kernel * (np.arange(4) != 1)[:, None, None, None]
+    )
+    with pytest.raises(InputError, match="value/kernel, new along layers"):
+        growth.expand(small, plan, fresh=fresh)
     # Zeros that learn are nothing to refuse: an output layer, biases.
     other = ARCHITECTURES["paper"]
     plan = networks.all_steps(other)(other)

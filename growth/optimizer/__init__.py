@@ -1,7 +1,6 @@
 """Optimizer states grow with the parameters."""
 
-from growth.optimizer.errors import OptimizerStateError
-from growth.optimizer.expand import expand_optimizer_state
+from growth.optimizer.expand import OptimizerStateError, expand_optimizer_state
 from growth.optimizer.table import KEEP, LAST, PARAMETERS, STATE, register_optimizer_state
 
 __all__ = [

@@ -1,5 +1,6 @@
 """`expand_optimizer_state`: carries the state of an optimizer to the larger architecture."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +11,18 @@ import optax
 
 from growth.assembly import by_name, grow
 from growth.blueprint import Blueprint
+from growth.errors import InputError
 from growth.expand import blueprint_for
 from growth.optimizer.degrees import Degrees, agreed, measured_degrees
-from growth.optimizer.errors import OptimizerStateError
 from growth.optimizer.newcomers import POLICIES, with_newcomers
 from growth.optimizer.statistics import RULES
 from growth.optimizer.table import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE
 from growth.planning import GrowthPlan
 from growth.sources import from_tree, zeros
+
+
+class OptimizerStateError(InputError):
+    """An optimizer state cannot be grown; the message names its type or the leaf."""
 
 
 def expand_optimizer_state(
@@ -63,7 +68,7 @@ def expand_optimizer_state(
     before, begun = _begun(tx, params), _begun(tx, grown)
     _refuse_unknown(opt_state)
     _check_like(opt_state, before, "the state is not one of the given parameters")
-    blueprint = blueprint_for(plan, blueprint)
+    blueprint = blueprint_for(plan.source, blueprint)
     degrees = measured_degrees(tx, params)
     result = _expand(tx, opt_state, params, grown, gradient, plan, blueprint, degrees, moments)
     _check_like(result, begun, "growth cannot carry what the optimizer keeps there")
@@ -86,20 +91,16 @@ def _expand(
     return walk.state(opt_state, tx.init(params), tx.init(grown), degrees.tree)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Walk:
     """A way through a state, beside the ones that parameters begin with, small and large."""
 
-    def __init__(
-        self,
-        params: Any,
-        grown: Any,
-        gradient: Any,
-        plan: GrowthPlan,
-        blueprint: Blueprint,
-        policy: str,
-    ) -> None:
-        self.params, self.grown, self.gradient = params, grown, gradient
-        self.plan, self.blueprint, self.policy = plan, blueprint, policy
+    params: Any
+    grown: Any
+    gradient: Any
+    plan: GrowthPlan
+    blueprint: Blueprint
+    policy: str
 
     def state(self, state: Any, before: Any, begun: Any, degrees: Any) -> Any:
         """The state, larger; `before` and `begun` are what `tx.init` gives, small and large."""
@@ -108,7 +109,8 @@ class _Walk:
         if kind in RULES:
             return RULES[kind](*four, self)
         if kind is optax.LookaheadState:
-            return self.of_fast_parameters().fields(*four)
+            fast = dataclasses.replace(self, params=self.params.fast, grown=self.grown.fast)
+            return fast.fields(*four)
         if kind in FIELDS:
             return self.fields(*four)
         if isinstance(state, Mapping):
@@ -152,17 +154,6 @@ class _Walk:
         if self.policy == "zeros" or degree != -2:
             return larger
         return with_newcomers(larger, tree, self.plan, self.blueprint, self.gradient)
-
-    def of_fast_parameters(self) -> "_Walk":
-        """The same for the fast parameters of a lookahead."""
-        return _Walk(
-            self.params.fast,
-            self.grown.fast,
-            self.gradient,
-            self.plan,
-            self.blueprint,
-            self.policy,
-        )
 
 
 def _refuse_unknown(state: Any) -> None:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from growth import ages
-from growth.architecture import Architecture
 from growth.blueprint import Blueprint
 from growth.errors import InputError
 from growth.expand import blueprint_for
@@ -137,17 +136,16 @@ def _scale_new(
     """
     if not events:
         return optax.identity()
-    sources: list[Architecture] = [events[0].plan.source, *(e.plan.target for e in events)]
-    plans = [(event.step, event.plan) for event in events]
-    candidates = [ages.births(sources[0], plans[:n]) for n in range(len(sources))]
-    blueprints = [
-        blueprint_for(GrowthPlan(a, a, tuple(range(a.num_layers))), blueprint) for a in sources
-    ]
+    begun, plans = events[0].plan.source, [(event.step, event.plan) for event in events]
+    candidates = [ages.births(begun, plans[:n]) for n in range(len(plans) + 1)] if chosen else []
+    blueprints = [blueprint_for(births.architecture, blueprint) for births in candidates]
 
     def update(
         updates: Any, state: ScaleByAgeState, params: Any = None
     ) -> tuple[Any, ScaleByAgeState]:
         steps = state.steps + 1
+        if not chosen:
+            return updates, ScaleByAgeState(steps)
         number = ages.fitting(updates, candidates, blueprints)
         past = [event for event in chosen if event in events[:number]]
         if past:

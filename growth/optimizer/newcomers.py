@@ -6,14 +6,12 @@ times the learning rate, whatever its gradient is.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from growth import trees
-from growth.assembly import grow
+from growth.assembly import old_entries
 from growth.blueprint import Blueprint
 from growth.planning import GrowthPlan
-from growth.sources import zeros
 
 POLICIES = ("zeros", "mean", "probe")
 
@@ -34,8 +32,7 @@ def with_newcomers(
       blueprint: what the arrays are.
       gradient: a tree of the grown parameters; None: all take the mean.
     """
-    ones = jax.tree.map(jnp.ones_like, tree)
-    old = grow(ones, plan, blueprint, zeros, degree=-1, like=larger)
+    old = old_entries(tree, plan, blueprint, like=larger)
     located = blueprint.parameters(larger, plan.target)
     values, marks = (
         {leaf.path: leaf.value for leaf in trees.leaves(t) if leaf.path in located}
@@ -47,8 +44,7 @@ def with_newcomers(
     for path, value in values.items():
         if trees.is_empty(value):
             continue
-        is_old = marks[path] != 0
-        total, count = jnp.sum(jnp.where(is_old, value, 0)), jnp.sum(is_old)
+        total, count = jnp.sum(jnp.where(marks[path], value, 0)), jnp.sum(marks[path])
         own[path] = total, count
         kind = located[path].kind
         before = sums.get(kind, (0.0, 0))
@@ -64,7 +60,7 @@ def with_newcomers(
         if path in probes:
             square = jnp.square(probes[path])
             begin = jnp.where(square > 0, square, begin)
-        return jnp.where(marks[path] != 0, value, begin).astype(value.dtype)
+        return jnp.where(marks[path], value, begin).astype(value.dtype)
 
     items = [
         (leaf.keys, leaf, filled(leaf.path, leaf.value) if leaf.path in own else leaf.value)
