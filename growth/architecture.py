@@ -26,7 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "qk_norm": ("none", "head", "all"),
     "parallel": ("none", "two_norms", "shared_norm"),
     "position": ("learned", "sinusoidal", "rope", "alibi", "none"),
-    "activation": ("relu", "gelu", "silu"),
+    "activation": ("relu", "gelu", "gelu_exact", "silu"),
 }
 
 
@@ -71,6 +71,9 @@ class Architecture:
       v_dim: width of a head's values (v). Default: `qk_dim`.
       norm: "rmsnorm" or "layernorm".
       norm_eps: the norms' epsilon. It shrinks as `embed_dim` grows, which keeps growth exact.
+      fixed_norm_eps: whether epsilon must stay as it is, since whoever loads the model cannot be
+        told another (OPT, OLMo). The stream then grows by √(ĥ/h) with `embed_dim`, which keeps its
+        mean square, and growth is as exact.
       norm_gain: whether norms have a gain. OLMo's have none.
       unit_offset: whether gains are stored as what they add to 1 (Gemma).
       norm_placement: "pre": before attention and MLP; "closing": on what they give, before it is
@@ -88,7 +91,7 @@ class Architecture:
       attention_softcap, logit_softcap: c, where x becomes c·tanh(x/c) (Gemma 2). None: nowhere.
       window: a position sees itself and the `window` − 1 positions before it (and after it, if not
         causal). None: all.
-      activation: "relu", "gelu" (tanh form) or "silu".
+      activation: "relu", "gelu" (tanh form), "gelu_exact" or "silu".
       gated_mlp: whether the MLP has a gate (SwiGLU, GeGLU).
       parallel: whether attention and MLP of a layer read the same stream: "two_norms" (GPT-NeoX),
         "shared_norm" (GPT-J), or "none": the MLP reads what attention wrote.
@@ -123,6 +126,7 @@ class Architecture:
     use_bias: bool | tuple[str, ...] = False
     final_norm: bool = True
     causal: bool = True
+    fixed_norm_eps: bool = False
     norm_gain: bool = True
     unit_offset: bool = False
     norm_placement: str = "pre"

@@ -195,17 +195,22 @@ def _old_entries(
         stop = piece.source_start + piece.length
         axis = section.axes.index("layers")
         old = jax.lax.slice_in_dim(old, piece.source_start, stop, axis=axis)
+    by = multiplier(source, piece, section, plan) ** (1 if degree is None else degree)
+    if by == 1:
+        return old
+    added = offset(section.role, plan.source) if degree is None else 0.0
+    return (old.astype(_wide(old.dtype)) + added) * by - added
+
+
+def multiplier(source: Parameter, piece: Piece, section: Section, plan: GrowthPlan) -> float:
+    """By what the old entries of a section of a piece are multiplied, that come from `source`."""
 
     def growth(axis: str) -> float:
         before = size(axis, plan.source, source.layers) or 1
         return (size(axis, plan.target, piece.target.layers) or 1) / before
 
     axes = (*section.axes, *source.path_axes)
-    by = factor(section.role, plan.source, axes, growth) ** (1 if degree is None else degree)
-    if by == 1:
-        return old
-    added = offset(section.role, plan.source) if degree is None else 0.0
-    return (old.astype(_wide(old.dtype)) + added) * by - added
+    return factor(section.role, plan.source, axes, growth)
 
 
 def _wide(dtype: Any) -> Any:

@@ -34,6 +34,13 @@ def embed(architecture: Architecture) -> str | None:
             "with scaled_embedding, tied_embeddings and no final_norm, the embedding shrinks by "
             "√(h/ĥ), and so would the logits, with no gain to make up for it"
         )
+    if arch.fixed_norm_eps and arch.norms_write_stream:
+        return "fixed_norm_eps is True, and a norm writes to the stream, which would have to grow"
+    if arch.fixed_norm_eps and arch.tied_embeddings and not (arch.final_norm and arch.norm_gain):
+        return (
+            "with fixed_norm_eps and tied_embeddings, the embedding grows by √(ĥ/h), and so would "
+            "the logits, with no gain of a final norm to make up for it"
+        )
     if not arch.norm_gain and arch.tied_embeddings and not arch.scaled_embedding:
         return (
             "with tied_embeddings and no norm_gain, the output of the final norm grows by √(ĥ/h), "

@@ -170,8 +170,8 @@ def _roles(path: str, architecture: Architecture) -> list[str]:
             part = "bias" if leaf in _BIASES else "gain"
             if architecture.closes_branches and re.search("post|closing", word):
                 return [f"closing_{part}"]
-            final = part == "gain" and re.search(r"final|^ln_f$", word)
-            return ["final_gain" if final else f"norm_{part}"]
+            final = re.search(r"final|^ln_f$", word)
+            return [f"final_{part}" if final else f"norm_{part}"]
         if roles:
             return roles
     return []

@@ -1,11 +1,12 @@
 """An array as its blueprint sees it: one section per role, every factor an axis of its own.
 
 `split` and `join` go back and forth between the array that a model holds and its sections. Both are
-reshapes and slices only.
+reshapes and slices only, so that sections of a numpy array are views of it.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def array_shape(parameter: Parameter, architecture: Architecture, fixed: Sizes) 
     return tuple(dim(names) for names in parameter.rule.dims)
 
 
-def split(array: jax.Array, parameter: Parameter, architecture: Architecture) -> list[jax.Array]:
+def split(array: Any, parameter: Parameter, architecture: Architecture) -> list[Any]:
     """The sections of an array, each shaped as its `Section` says."""
     fixed = fixed_sizes(parameter, array.shape, architecture)
     shapes = [section.shape for section in sections(parameter, architecture, fixed)]
@@ -85,7 +86,7 @@ def split(array: jax.Array, parameter: Parameter, architecture: Architecture) ->
     array = array.reshape(*array.shape[:dim], prefix, sum(widths), *array.shape[dim + 1 :])
     parts, start = [], 0
     for width, shape in zip(widths, shapes, strict=True):
-        part = jax.lax.slice_in_dim(array, start, start + width, axis=dim + 1)
+        part = array[(slice(None),) * (dim + 1) + (slice(start, start + width),)]
         parts.append(part.reshape(shape))
         start += width
     return parts

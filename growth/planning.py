@@ -136,7 +136,12 @@ def _check_layer(index: int, old: LayerShape, new: LayerShape, source: Architect
 
 
 def scaled_epsilon(source: Architecture, embed_dim: int) -> float:
-    """A norm's ε̂ = ε·h/ĥ: the mean square over ĥ dimensions shrinks by h/ĥ, and ε with it."""
+    """A norm's ε̂ = ε·h/ĥ: the mean square over ĥ dimensions shrinks by h/ĥ, and ε with it.
+
+    Where ε is fixed, the stream is multiplied by √(ĥ/h) instead, and the mean square stays.
+    """
+    if source.fixed_norm_eps:
+        return source.norm_eps
     return source.norm_eps * source.embed_dim / embed_dim
 
 
@@ -223,7 +228,8 @@ def unmoved(architecture: Architecture) -> tuple[int, ...]:
     return tuple(range(architecture.num_layers))
 
 
-def check_position(position: int, num_layers: int) -> None:
+def check_position(position: int, num_layers: int) -> int:
+    """The position, where layers can be inserted there."""
     if isinstance(position, bool) or not isinstance(position, int):
         raise GrowthError(f"position is {position!r}, not a whole number")
     if not 0 <= position <= num_layers:
@@ -231,3 +237,4 @@ def check_position(position: int, num_layers: int) -> None:
             f"position is {position}, but layers can be inserted at 0 to {num_layers} of "
             f"{num_layers} layers"
         )
+    return position

@@ -36,7 +36,7 @@ def _plain_products(architecture: Architecture) -> bool:
 
 
 def _normed_products(architecture: Architecture) -> bool:
-    return architecture.qk_norm != "none"
+    return architecture.qk_norm != "none" and not architecture.fixed_norm_eps
 
 
 def _without_gains(architecture: Architecture) -> bool:
@@ -47,13 +47,29 @@ def _scaled_embedding(architecture: Architecture) -> bool:
     return architecture.scaled_embedding
 
 
+def _scaled_tied(architecture: Architecture) -> bool:
+    """Whether the output layer is a table of embeddings that shrinks as they are multiplied."""
+    return architecture.scaled_embedding and architecture.tied_embeddings
+
+
 def _unscaled_output(architecture: Architecture) -> bool:
-    """Whether the output layer is not multiplied with a table of embeddings that it is tied to."""
-    return not (architecture.scaled_embedding and architecture.tied_embeddings)
+    return not _scaled_tied(architecture)
 
 
 def _without_final_gain(architecture: Architecture) -> bool:
     return not architecture.norm_gain and architecture.final_norm
+
+
+def _fixed_epsilon(architecture: Architecture) -> bool:
+    return architecture.fixed_norm_eps
+
+
+def _fixed_epsilon_tied(architecture: Architecture) -> bool:
+    return architecture.fixed_norm_eps and architecture.tied_embeddings
+
+
+def _read_without_norm(architecture: Architecture) -> bool:
+    return architecture.fixed_norm_eps and not architecture.final_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,27 +117,34 @@ _READER = (Scale("embed", -0.5, _without_gains),)
 # A norm over queries or keys has the ε of the others, which shrinks by h/ĥ: so must their squares.
 _QK = (*_READER, Scale("embed", -0.5, _normed_products, biases=True))
 _KEY = (*_QK, Scale("qk", 0.5, _plain_products))  # products are divided by √k̂, not by √k
-_EMBEDDING = (Scale("embed", -0.5, _scaled_embedding),)  # embeddings are multiplied by √ĥ, not √h
-_FINAL_GAIN = (Scale("embed", -0.5, _unscaled_output),)
-_UNEMBED = (Scale("embed", -0.5, _without_final_gain),)
+# Where ε is fixed, the stream grows by √(ĥ/h): then its mean square stays, and norms need the same
+# gains. A tied embedding brings its factor to the logits, unless the final gain takes it back.
+_WRITER = (Scale("embed", 0.5, _fixed_epsilon),)
+_EMBEDDING = (*_WRITER, Scale("embed", -0.5, _scaled_embedding))  # multiplied by √ĥ, not by √h
+_FINAL_GAIN = (Scale("embed", -0.5, _unscaled_output), Scale("embed", -0.5, _fixed_epsilon_tied))
+_FINAL_BIAS = (Scale("embed", 0.5, _scaled_tied), Scale("embed", -0.5, _fixed_epsilon_tied))
+_UNEMBED = (Scale("embed", -0.5, _without_final_gain), Scale("embed", -0.5, _read_without_norm))
 
 # A bias has the role of its kernel, with fewer axes.
 # fmt: off
 ROLES: dict[str, Role] = {
     "embedding":     Role(embed=STREAM, scale=_EMBEDDING),
-    "position":      Role(embed=STREAM),
+    "position":      Role(embed=STREAM, scale=_WRITER),
     "norm_gain":     Role(embed=FREE, layers=FREE, scale=_GAIN),
     "norm_bias":     Role(embed=ZERO, layers=FREE),
     "final_gain":    Role(embed=FREE, scale=_FINAL_GAIN),
+    "final_bias":    Role(embed=ZERO, scale=_FINAL_BIAS),
     "closing_gain":  Role(embed=FREE, layers=ZERO, scale=_GAIN),
     "closing_bias":  Role(embed=ZERO, layers=ZERO),
     "query":         Role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE, scale=_QK),
     "key":           Role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scale=_KEY),
     "qk_norm":       Role(kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
     "value":         Role(embed=FREE, kv_heads=FREE, v=FREE, layers=FREE, scale=_READER),
-    "attention_out": Role(embed=STREAM, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO),
+    "attention_out": Role(
+        embed=STREAM, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO, scale=_WRITER
+    ),
     "mlp_in":        Role(embed=FREE, mlp=FREE, layers=FREE, scale=_READER),
-    "mlp_out":       Role(embed=STREAM, mlp=ZERO, layers=ZERO),
+    "mlp_out":       Role(embed=STREAM, mlp=ZERO, layers=ZERO, scale=_WRITER),
     "unembed":       Role(embed=FREE, scale=_UNEMBED),
     # A number for each head and each distance (T5), added to products of queries and keys.
     "position_bias": Role(kv_heads=FREE, group=FREE, layers=FREE),

@@ -212,7 +212,8 @@ class grow_to(Transformation):
         one for each layer of the result; None leaves a size as it is. `num_kv_heads` follows
         `num_heads` as for `head_addition`.
       num_layers: the new number of layers.
-      position: where the new layers go, as for `layer_addition`; None spreads them evenly.
+      position: where the new layers go: one index for all of them, or an index for each, counted in
+        the old layers, as for `layer_addition`. None spreads them evenly.
     """
 
     embed_dim: int | None = None
@@ -222,7 +223,7 @@ class grow_to(Transformation):
     qk_dim: int | tuple[int, ...] | None = None
     v_dim: int | tuple[int, ...] | None = None
     mlp_dim: int | tuple[int, ...] | None = None
-    position: int | None = None
+    position: int | tuple[int, ...] | None = None
 
     def __call__(self, architecture: Architecture) -> GrowthPlan:
         steps: list[Transformation] = []
@@ -249,8 +250,16 @@ class grow_to(Transformation):
             raise GrowthError(f"num_layers is {old} and cannot become {new!r}: it cannot shrink")
         if new == old:
             return []
-        if self.position is not None:
+        if isinstance(self.position, int):
             return [layer_addition(new - old, self.position)]
+        if self.position is not None:
+            if len(self.position) != new - old:
+                raise GrowthError(
+                    f"position names {len(self.position)} places for the {new - old} new layers "
+                    f"from {old} to {new}: give one index, or one for each new layer"
+                )
+            places = [check_position(place, old) for place in sorted(self.position)]
+            return [layer_addition(1, place + below) for below, place in enumerate(places)]
         origins = spread(old, new)
         return [layer_addition(1, at) for at, origin in enumerate(origins) if origin is None]
 

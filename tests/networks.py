@@ -73,6 +73,24 @@ VARIANTS = {
         ),
         "norms without gains, tied": dict(norm_gain=False, tied_embeddings=True),
         "LayerNorm without biases": dict(norm="layernorm"),
+        "LayerNorm, tied, scaled embedding": dict(
+            norm="layernorm", tied_embeddings=True, scaled_embedding=True, use_bias=("norm",)
+        ),
+        "fixed epsilon, tied, learned positions (OPT)": dict(
+            norm="layernorm",
+            fixed_norm_eps=True,
+            tied_embeddings=True,
+            position="learned",
+            activation="gelu_exact",
+            use_bias=True,
+            gated_mlp=False,
+        ),
+        "fixed epsilon, norms without gains, no final norm": dict(
+            norm_gain=False, fixed_norm_eps=True, final_norm=False
+        ),
+        "fixed epsilon, norm over each query and key, scaled embedding": dict(
+            **_GEMMA, qk_norm="head", fixed_norm_eps=True
+        ),
         "gains stored as 1 + w, scaled embedding (Gemma)": dict(**_GEMMA, num_kv_heads=1),
         "sandwich norms, soft caps, windows (Gemma 2)": dict(
             **_GEMMA, **_SANDWICH, logit_softcap=5.0, window=(3, None)

@@ -40,6 +40,9 @@ JUDGES = {
     "sandwich": Architecture(
         **_SIZES, **_HEADS, norm="layernorm", norm_placement="sandwich", use_bias=True
     ),
+    "scaled embedding": Architecture.gpt2(**_SIZES, **_HEADS, scaled_embedding=True),
+    "opt": Architecture.gpt2(**_SIZES, **_HEADS, fixed_norm_eps=True),
+    "fixed epsilon": Architecture(**_SIZES, **_HEADS, fixed_norm_eps=True, final_norm=False),
     "no final norm": Architecture(**_SIZES, **_HEADS, norm="layernorm", final_norm=False),
 }
 

@@ -33,6 +33,7 @@ SCALED = [
     for name, architecture in VARIANTS.items()
     if not architecture.norm_gain
     or architecture.unit_offset
+    or architecture.fixed_norm_eps
     or architecture.patches
     or architecture.qk_norm != "none"
     or architecture.norm_placement == "post"
@@ -45,6 +46,9 @@ REFUSED = {
         "qk": "a norm over queries and keys sees their new columns",
     },
     "norm over each query and key (Qwen 3)": {"qk": "a norm over queries and keys"},
+    "fixed epsilon, norm over each query and key, scaled embedding": {
+        "qk": "a norm over queries and keys"
+    },
     "ALiBi, norm after embedding (BLOOM)": {"embed": "a layernorm writes to the stream"},
     "sinusoidal positions": {"embed": "sinusoidal positions of another width differ"},
     "post-norm, RMSNorm": {"layers": "a norm after a new layer would change the stream"},

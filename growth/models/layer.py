@@ -1,6 +1,7 @@
 """One layer of the reference model: where attention, MLP and norms stand around the stream."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,12 @@ from growth.architecture import Architecture, LayerShape
 from growth.models.attention import Attention
 from growth.models.parts import Norm, linear
 
-_ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+}
 
 
 class Layer(nn.Module):

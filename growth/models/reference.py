@@ -102,7 +102,7 @@ def _role(path: str) -> str:
         return "qk_norm"
     if module.endswith("norm"):
         kind = "closing" if module.endswith("closing_norm") else "norm"
-        if (module, parameter) == ("final_norm", "scale"):
+        if module == "final_norm":
             kind = "final"
         return f"{kind}_{'gain' if parameter == 'scale' else 'bias'}"
     return {

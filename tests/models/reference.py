@@ -1,5 +1,7 @@
 """A transformer in plain numpy, with all that an architecture may say: a judge of the model."""
 
+import functools
+
 import jax
 import numpy as np
 from networks import by_layer
@@ -83,7 +85,8 @@ def reference_logits(arch, parameters, given):
 
     def mlp(x, i, _):
         up = linear(x, i, "mlp/up")
-        activation = getattr(jax.nn, arch.activation)
+        exact = functools.partial(jax.nn.gelu, approximate=False)
+        activation = {"gelu_exact": exact}.get(arch.activation) or getattr(jax.nn, arch.activation)
         gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
         return linear(activation(up) if gate is None else up * gate, i, "mlp/down")
 

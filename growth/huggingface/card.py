@@ -1,0 +1,59 @@
+"""The model card of a grown checkpoint: what was done, from what, and the proof."""
+
+from pathlib import Path
+
+from growth.huggingface.expansion import Expansion
+from growth.huggingface.verification import Verification
+
+_FIELDS = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim")
+
+
+def table(expansion: Expansion) -> list[tuple[str, str, str]]:
+    """What grows, before and after: sizes, parameters, bytes, operations."""
+    plan = expansion.plan
+    rows = [
+        (name, str(getattr(plan.source, name)), str(getattr(plan.target, name)))
+        for name in (*_FIELDS, "norm_eps", "rope_theta")
+        if name in plan.changes
+    ]
+    old, new = expansion.costs
+    return [
+        *rows,
+        ("parameters", f"{old.parameters:,}", f"{new.parameters:,}"),
+        ("bytes", f"{old.bytes / 1e9:,.3g} GB", f"{new.bytes / 1e9:,.3g} GB"),
+        ("FLOPs per token", f"{old.flops:.3g}", f"{new.flops:.3g}"),
+    ]
+
+
+def write(expansion: Expansion, verified: Verification | None, directory: Path) -> None:
+    """Writes the card, `README.md`."""
+    plan, source = expansion.plan, expansion.source
+    new_layers = [str(i) for i, origin in enumerate(plan.layer_sources) if origin is None]
+    lines = [
+        f"# {source.directory.resolve().name}, grown",
+        "",
+        f"This {source.family.model_type} model was made from `{source.directory.resolve().name}` "
+        "by function-preserving expansion (Gesmundo and Maile, arXiv 2308.06103). It computes the "
+        "same function: train it on.",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *(f"| {name} | {old} | {new} |" for name, old, new in table(expansion)),
+        "",
+        f"New layers: {', '.join(new_layers) or 'none'} (counted from 0). New entries that may be "
+        f"anything: {expansion.choice}, seed {expansion.seed}.",
+        "",
+        "## Is it the same function?",
+        "",
+    ]
+    if verified is None:
+        lines += ["It was not verified when it was made."]
+    else:
+        lines += [
+            "transformers loaded both models and compared them:",
+            "",
+            "```",
+            str(verified),
+            "```",
+        ]
+    (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+"""GPT-2: LayerNorm, learned positions, weights that hold [inputs, outputs]."""
+
+from growth.huggingface.families.parts import activation
+from growth.huggingface.families.tables import LAYER, norm
+from growth.huggingface.family import Config, Family, Tensor
+
+_AT = "transformer.h.{layers}"
+_ROLES = ("query", "key", "value")
+_QKV = tuple(f"{LAYER}attention/{role}" for role in _ROLES)
+
+
+def _layer(path: str, role: str, axes: str, bias: str, reference: str) -> tuple[Tensor, Tensor]:
+    return (
+        Tensor(f"{_AT}.{path}.weight", role, axes, (f"{LAYER}{reference}/kernel",)),
+        Tensor(f"{_AT}.{path}.bias", role, bias, (f"{LAYER}{reference}/bias",)),
+    )
+
+
+_TENSORS = (
+    Tensor("transformer.wte.weight", "embedding", "vocab embed", ("embed/embedding",)),
+    Tensor("transformer.wpe.weight", "position", "length embed", ("position",)),
+    *norm(f"{_AT}.ln_1", LAYER + "attention_norm"),
+    Tensor(
+        f"{_AT}.attn.c_attn.weight",
+        _ROLES,
+        "embed (role kv_heads qk)",
+        tuple(f"{path}/kernel" for path in _QKV),
+    ),
+    Tensor(
+        f"{_AT}.attn.c_attn.bias",
+        _ROLES,
+        "(role kv_heads qk)",
+        tuple(f"{path}/bias" for path in _QKV),
+    ),
+    *_layer("attn.c_proj", "attention_out", "(kv_heads v) embed", "embed", "attention/out"),
+    *norm(f"{_AT}.ln_2", LAYER + "mlp_norm"),
+    *_layer("mlp.c_fc", "mlp_in", "embed mlp", "mlp", "mlp/up"),
+    *_layer("mlp.c_proj", "mlp_out", "mlp embed", "embed", "mlp/down"),
+    *norm("transformer.ln_f", "final_norm"),
+    Tensor("lm_head.weight", "unembed", "vocab embed", ("unembed/kernel",)),
+)
+
+
+def _fields(config: Config) -> dict:
+    return dict(
+        norm="layernorm",
+        position="learned",
+        activation=activation(config["activation_function"]),
+        gated_mlp=False,
+        use_bias=True,
+        tied_embeddings=config["tie_word_embeddings"],
+        mlp_dim=config["n_inner"] or 4 * config["n_embd"],
+        query_scale=None if config["scale_attn_weights"] else 1.0,
+    )
+
+
+def _limits(config: Config) -> dict[str, str]:
+    if not config.get("scale_attn_by_inverse_layer_idx"):
+        return {}
+    reason = "scale_attn_by_inverse_layer_idx divides scores by the number of the layer"
+    return {"num_layers": reason, "reference": reason}
+
+
+FAMILY = Family(
+    "gpt2",
+    _TENSORS,
+    _fields,
+    names=dict(
+        vocab_size="vocab_size",
+        max_length="n_positions",
+        embed_dim="n_embd",
+        num_layers="n_layer",
+        num_heads="n_head",
+        mlp_dim="n_inner",
+        norm_eps="layer_norm_epsilon",
+    ),
+    defaults=dict(
+        activation_function="gelu_new",
+        tie_word_embeddings=True,
+        n_inner=None,
+        scale_attn_weights=True,
+        layer_norm_epsilon=1e-5,
+    ),
+    rope=None,
+    limits=_limits,
+    prefix="transformer.",
+    buffers=r".*\.attn\.(masked_)?bias",
+)

@@ -1,0 +1,39 @@
+"""OLMo: LayerNorm without gains and biases, whose epsilon is not in the config."""
+
+from growth.huggingface.families.parts import activation, all_or_no_biases
+from growth.huggingface.families.tables import ATTENTION, EMBEDDINGS, MLP
+from growth.huggingface.family import USUAL_NAMES, Config, Family
+
+
+def _fields(config: Config) -> dict:
+    return dict(
+        norm="layernorm",
+        norm_eps=1e-5,
+        fixed_norm_eps=True,
+        norm_gain=False,
+        activation=activation(config["hidden_act"]),
+        tied_embeddings=config["tie_word_embeddings"],
+        use_bias=all_or_no_biases(attention=config["attention_bias"], mlp=False),
+    )
+
+
+def _limits(config: Config) -> dict[str, str]:
+    if config.get("clip_qkv") is None:
+        return {}
+    reason = f"clip_qkv is {config['clip_qkv']}, and keys, which are multiplied, would be clipped"
+    return {"qk_dim": reason, "reference": "clip_qkv clips queries, keys and values"}
+
+
+FAMILY = Family(
+    "olmo",
+    (*EMBEDDINGS, *ATTENTION, *MLP),
+    _fields,
+    names={name: key for name, key in USUAL_NAMES.items() if name != "norm_eps"},
+    defaults=dict(
+        hidden_act="silu",
+        tie_word_embeddings=False,
+        attention_bias=False,
+        max_position_embeddings=2048,
+    ),
+    limits=_limits,
+)

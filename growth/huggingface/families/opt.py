@@ -1,0 +1,75 @@
+"""OPT: LayerNorm, learned positions, ReLU. OPT-350m has its norms after the branches.
+
+Its table of positions begins with two rows that no token has.
+"""
+
+from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
+from growth.huggingface.families.tables import LAYER, attention, embedding, linear, norm, unembed
+from growth.huggingface.family import Config, Family, Tensor
+
+_AT = "model.decoder.layers.{layers}"
+
+_TENSORS = (
+    *embedding("model.decoder.embed_tokens.weight"),
+    Tensor(
+        "model.decoder.embed_positions.weight", "position", "length embed", ("position",), skipped=2
+    ),
+    # Where words have another width than the stream (OPT-350m).
+    Tensor("model.decoder.project_in.weight", "embedding", "embed word", optional=True),
+    Tensor("model.decoder.project_out.weight", "unembed", "word embed", optional=True),
+    *norm(f"{_AT}.self_attn_layer_norm", LAYER + "attention_norm"),
+    *attention(f"{_AT}.self_attn", out="out_proj"),
+    *norm(f"{_AT}.final_layer_norm", LAYER + "mlp_norm"),
+    *linear(f"{_AT}.fc1", "mlp_in", "mlp embed", LAYER + "mlp/up"),
+    *linear(f"{_AT}.fc2", "mlp_out", "embed mlp", LAYER + "mlp/down"),
+    *norm("model.decoder.final_layer_norm", "final_norm"),
+    *unembed("lm_head.weight"),
+)
+
+
+def _fields(config: Config) -> dict:
+    before = config["do_layer_norm_before"]
+    linear_biases = ("query", "key", "value", "attention_out", "mlp_in", "mlp_out")
+    gains = config["layer_norm_elementwise_affine"]
+    return dict(
+        norm="layernorm",
+        norm_eps=1e-5,  # always: the config does not say it
+        fixed_norm_eps=True,
+        norm_gain=gains,
+        norm_placement="pre" if before else "post",
+        final_norm=before and not config["_remove_final_layer_norm"],
+        position="learned",
+        activation=activation(config["activation_function"]),
+        gated_mlp=False,
+        use_bias=("norm",) * gains + linear_biases * config["enable_bias"],
+        tied_embeddings=config["tie_word_embeddings"],
+    )
+
+
+def _limits(config: Config) -> dict[str, str]:
+    words = config.get("word_embed_proj_dim")
+    if words in (None, config["hidden_size"]):
+        return {}
+    reason = f"words are {words} wide and the stream is {config['hidden_size']}"
+    return {"reference": reason}
+
+
+FAMILY = Family(
+    "opt",
+    _TENSORS,
+    _fields,
+    names={name: key for name, key in LAYERNORM_NAMES.items() if name != "norm_eps"}
+    | dict(mlp_dim="ffn_dim"),
+    defaults=dict(
+        activation_function="relu",
+        tie_word_embeddings=True,
+        do_layer_norm_before=True,
+        _remove_final_layer_norm=False,
+        layer_norm_elementwise_affine=True,
+        enable_bias=True,
+    ),
+    rope=None,
+    repeats=dict(word_embed_proj_dim="hidden_size"),
+    limits=_limits,
+    deviation="init_std",
+)

@@ -1,0 +1,57 @@
+"""Phi 3: a Llama whose queries, keys and values share a matrix, and gate and up another."""
+
+from growth.huggingface.families.parts import activation
+from growth.huggingface.families.tables import EMBEDDINGS, FINAL_NORM, LAYER, NORMS, linear
+from growth.huggingface.family import Config, Family, Tensor
+from growth.huggingface.rotary import Names
+
+_AT = "model.layers.{layers}"
+_ROLES = ("query", "key", "value")
+
+_TENSORS = (
+    *EMBEDDINGS,
+    *NORMS,
+    Tensor(
+        f"{_AT}.self_attn.qkv_proj.weight",
+        _ROLES,
+        "(role kv_heads group qk) embed",
+        tuple(f"{LAYER}attention/{role}/kernel" for role in _ROLES),
+    ),
+    *linear(
+        f"{_AT}.self_attn.o_proj",
+        "attention_out",
+        "embed (kv_heads group v)",
+        LAYER + "attention/out",
+    ),
+    Tensor(
+        f"{_AT}.mlp.gate_up_proj.weight",
+        ("mlp_in", "mlp_in"),
+        "(role mlp) embed",
+        (f"{LAYER}mlp/gate/kernel", f"{LAYER}mlp/up/kernel"),
+    ),
+    *linear(f"{_AT}.mlp.down_proj", "mlp_out", "embed mlp", LAYER + "mlp/down"),
+    *FINAL_NORM,
+)
+
+
+def _fields(config: Config) -> dict:
+    return dict(
+        activation=activation(config["hidden_act"]),
+        tied_embeddings=config["tie_word_embeddings"],
+        window=config["sliding_window"],
+    )
+
+
+FAMILY = Family(
+    "phi3",
+    _TENSORS,
+    _fields,
+    defaults=dict(
+        hidden_act="silu",
+        tie_word_embeddings=False,
+        sliding_window=None,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+    ),
+    rope=Names(fraction="partial_rotary_factor"),
+)

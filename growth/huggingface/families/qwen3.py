@@ -1,0 +1,39 @@
+"""Qwen 3: a Llama with a norm over each query and key; later layers may see a window only."""
+
+from growth.huggingface.families.parts import activation, all_or_no_biases, windows
+from growth.huggingface.families.tables import HEAD_NORMS, LLAMA
+from growth.huggingface.family import Config, Family
+
+
+def _fields(config: Config) -> dict:
+    return dict(
+        activation=activation(config["hidden_act"]),
+        tied_embeddings=config["tie_word_embeddings"],
+        use_bias=all_or_no_biases(attention=config["attention_bias"], mlp=False),
+        qk_norm="head",
+        window=windows(
+            config,
+            config["sliding_window"] if config["use_sliding_window"] else None,
+            lambda layer: layer >= config["max_window_layers"],
+        ),
+    )
+
+
+FAMILY = Family(
+    "qwen3",
+    LLAMA + HEAD_NORMS,
+    _fields,
+    defaults=dict(
+        hidden_act="silu",
+        tie_word_embeddings=False,
+        attention_bias=False,
+        use_sliding_window=False,
+        sliding_window=4096,
+        max_window_layers=28,
+        num_key_value_heads=32,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=32768,
+    ),
+    layer_types=True,
+)

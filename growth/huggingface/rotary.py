@@ -1,0 +1,111 @@
+"""Rotary positions in `config.json`: in one table since transformers 5, in single fields before.
+
+Also what growth of queries and keys makes of them: a larger base, or a smaller turned fraction.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from growth.architecture import Architecture
+from growth.planning import GrowthError
+from growth.positions import RopeScaling
+
+# The largest base that transformers, which computes frequencies in float32, can hold.
+_LARGEST_THETA = 3.4e38
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The names that a family had before there was a table.
+
+    Attributes:
+      theta: of the base.
+      fraction: of the turned fraction of a head; None where heads are turned whole.
+      default_fraction: the fraction where nothing is said.
+    """
+
+    theta: str = "rope_theta"
+    fraction: str | None = None
+    default_fraction: float = 1.0
+
+
+USUAL = Names()
+
+
+def fields(config: Mapping[str, Any], names: Names, head_dim: int) -> dict[str, Any]:
+    """The fields of an architecture that say its rotary positions."""
+    table = config.get("rope_parameters") or {}
+    theta = table.get("rope_theta", config.get(names.theta, 10000.0))
+    found: dict[str, Any] = dict(position="rope", rope_theta=theta, rope_scaling=_scaling(config))
+    if names.fraction is not None:
+        fraction = table.get("partial_rotary_factor", config.get(names.fraction))
+        fraction = names.default_fraction if fraction is None else fraction
+        if fraction < 1:
+            found["rotary_dim"] = int(head_dim * fraction)
+    return found
+
+
+def limits(config: Mapping[str, Any]) -> dict[str, str]:
+    """Why the heads of a model cannot become wider, where its positions are of an unusual type."""
+    kind = _kind(_table(config))
+    if kind in ("default", "linear", "llama3"):
+        return {}
+    reason = f"rope_type is {kind!r}, whose frequencies depend on the width of a head in other ways"
+    return {"qk_dim": reason, "reference": f"rope_type is {kind!r}"}
+
+
+def written(config: Mapping[str, Any], names: Names, target: Architecture) -> dict[str, Any]:
+    """A config with the rotary positions of an architecture of other heads."""
+    grown = dict(config)
+    if target.rotary_dim is None:
+        changes = {"rope_theta": target.rope_theta}
+        if not isinstance(target.rope_theta, float) or target.rope_theta > _LARGEST_THETA:
+            raise GrowthError(
+                f"rope_theta would have to be {target.rope_theta}, but transformers computes with "
+                f"it in float32, which ends at {_LARGEST_THETA}: head_dim must stay smaller"
+            )
+    else:
+        changes = {"partial_rotary_factor": _fraction(target.rotary_dim, target.layers[0].qk_dim)}
+    old_names = {"rope_theta": names.theta, "partial_rotary_factor": names.fraction}
+    table = config.get("rope_parameters")
+    for name, value in changes.items():
+        old_name = old_names[name]
+        if table is None or old_name in config:
+            grown[str(old_name)] = value
+    if table is not None:
+        grown["rope_parameters"] = {**table, **changes}
+    return grown
+
+
+def _fraction(turned: int, width: int) -> float:
+    """A fraction of which int(width * fraction), as transformers computes it, is `turned`."""
+    fraction = turned / width
+    while int(width * fraction) < turned:
+        fraction = math.nextafter(fraction, 1)
+    return fraction
+
+
+def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _kind(table: Mapping[str, Any]) -> str:
+    return table.get("rope_type") or table.get("type") or "default"
+
+
+def _scaling(config: Mapping[str, Any]) -> RopeScaling | None:
+    table = _table(config)
+    kind = _kind(table)
+    if kind == "linear":
+        return RopeScaling("linear", table["factor"])
+    if kind != "llama3":
+        return None
+    return RopeScaling(
+        "llama3",
+        table["factor"],
+        table["low_freq_factor"],
+        table["high_freq_factor"],
+        table["original_max_position_embeddings"],
+    )

@@ -1,0 +1,163 @@
+"""Safetensors files, one tensor at a time: the format as the safetensors library reads it.
+
+The library writes a file from tensors that are all in memory. Here a file is written tensor by
+tensor, in any order, since the place of each is known beforehand.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from growth.errors import InputError
+
+# The dtypes that can be grown, by their names in a file.
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class CheckpointFileError(InputError):
+    """A file of a checkpoint is broken; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a tensor is, without its numbers.
+
+    Attributes:
+      shape: its shape.
+      dtype: its dtype's name in a file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all entries; raises `KeyError` for a dtype that cannot be grown."""
+        return self.size * DTYPES[self.dtype].itemsize
+
+
+def specs(path: Path) -> dict[str, Spec]:
+    """The tensors of a file by name; reads its header only.
+
+    Raises:
+      CheckpointFileError: the file is no safetensors file, or it is truncated.
+      OSError: it cannot be opened.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: Spec(tuple(v.get_shape()), v.get_dtype()) for n, v in views.items()}
+    except SafetensorError as error:
+        raise CheckpointFileError(
+            f"{path} is not a whole safetensors file: {error}; download it again"
+        ) from error
+
+
+def read(path: Path, name: str) -> np.ndarray:
+    """One tensor of a file.
+
+    The file is mapped for just so long: pages that were read would else count as memory used.
+    """
+    with safe_open(path, "np") as file:
+        return file.get_tensor(name)
+
+
+class Writer:
+    """A safetensors file that is written tensor by tensor, in any order, also by several threads.
+
+    Args:
+      path: the file, which is created at its whole size.
+      tensors: all that it will hold, by name.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Spec]):
+        # Wide dtypes first, so that every tensor is aligned.
+        names = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].itemsize)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._offsets, end = {}, 0
+        for name in names:
+            spec = tensors[name]
+            start, end = end, end + spec.bytes
+            self._offsets[name] = start
+            header[name] = dict(dtype=spec.dtype, shape=spec.shape, data_offsets=(start, end))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._begin = 8 + len(text)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._write(len(text).to_bytes(8, "little") + text, 0)
+        os.ftruncate(self._file, self._begin + end)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Writes one tensor."""
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._write(flat.data, self._begin + self._offsets[name])
+
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._file, view, offset)
+            view, offset = view[written:], offset + written
+
+    def close(self) -> None:
+        """Returns when the file is on the disk."""
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def shards(tensors: Mapping[str, Spec], max_bytes: int) -> dict[str, dict[str, Spec]]:
+    """Splits tensors into files of at most so many bytes, one tensor at least in each.
+
+    Returns:
+      The tensors of each file, by its name: `model.safetensors`, or `model-00001-of-00003...`.
+    """
+    files: list[dict[str, Spec]] = [{}]
+    filled = 0
+    for name, spec in tensors.items():
+        if files[-1] and filled + spec.bytes > max_bytes:
+            files.append({})
+            filled = 0
+        files[-1][name] = spec
+        filled += spec.bytes
+    if len(files) == 1:
+        return {"model.safetensors": files[0]}
+    return {
+        f"model-{number:05}-of-{len(files):05}.safetensors": held
+        for number, held in enumerate(files, start=1)
+    }
+
+
+def index(files: Mapping[str, Mapping[str, Spec]]) -> dict[str, Any]:
+    """What `model.safetensors.index.json` says of several files."""
+    every: Sequence[Spec] = [spec for held in files.values() for spec in held.values()]
+    return {
+        "metadata": {
+            "total_parameters": sum(spec.size for spec in every),
+            "total_size": sum(spec.bytes for spec in every),
+        },
+        "weight_map": {name: file for file, held in files.items() for name in sorted(held)},
+    }

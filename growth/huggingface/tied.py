@@ -1,0 +1,41 @@
+"""Heads that are embed_dim / num_heads wide, always: checks, and the nearest sizes that can be."""
+
+from growth.architecture import Architecture
+from growth.errors import InputError
+from growth.planning import GrowthError
+
+
+def head_dim(model_type: str, embed_dim: int, num_heads: int) -> int:
+    """The width of a head where the config does not say it."""
+    if embed_dim % num_heads:
+        raise InputError(
+            f"a config of {model_type} says hidden size {embed_dim} and {num_heads} heads, but "
+            f"heads must divide the hidden size"
+        )
+    return embed_dim // num_heads
+
+
+def check(model_type: str, target: Architecture) -> None:
+    """Refuses a target whose heads are not embed_dim / num_heads wide, and names near ones."""
+    shape = target.layers[0]
+    if (shape.qk_dim, shape.v_dim) == (target.embed_dim / shape.num_heads,) * 2:
+        return
+    near = "; or ".join(
+        f"--embed_dim={embed} --num_heads={heads} --head_dim={width}"
+        for embed, heads, width in nearest(target.embed_dim, shape.num_heads, shape.qk_dim)
+    )
+    raise GrowthError(
+        f"embed_dim would be {target.embed_dim}, num_heads {shape.num_heads} and a head "
+        f"{shape.qk_dim} wide, but a config of {model_type} can only say heads of the width "
+        f"embed_dim / num_heads. Near is {near}"
+    )
+
+
+def nearest(embed_dim: int, num_heads: int, width: int) -> list[tuple[int, int, int]]:
+    """Sizes (embed_dim, num_heads, head_dim), none below those given, whose product fits."""
+    width += width % 2
+    heads = max(num_heads, -(-embed_dim // width))
+    wide = max(width, -(-embed_dim // num_heads))
+    wide += wide % 2
+    found = [(heads * width, heads, width), (num_heads * wide, num_heads, wide)]
+    return list(dict.fromkeys(found))
