@@ -4,6 +4,8 @@ It makes what `growth.assembly` makes of a whole tree, by the same table, but wr
 the larger array once, where it belongs. It reads one array of the smaller model for each.
 """
 
+import functools
+import statistics
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -156,6 +158,17 @@ def _free_blocks(
                 break
 
 
+@functools.cache
+def _quantiles() -> np.ndarray:
+    """The normal distribution as 65,536 equally likely numbers, float32.
+
+    To draw among them is four times as fast as to draw normal numbers, and half of the time that it
+    takes to grow a checkpoint. The farthest are 4.3 standard deviations out.
+    """
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
+
+
 def _fill(
     into: np.ndarray, center: np.ndarray | float, deviation: float, random: np.random.Generator
 ) -> None:
@@ -163,12 +176,15 @@ def _fill(
     if not deviation:
         into[...] = center
         return
+    numbers = _quantiles() * np.float32(deviation)
+    if not isinstance(center, np.ndarray):
+        numbers = (numbers + np.float32(center)).astype(into.dtype)
     for part, around in _rows(into, center):
-        drawn = random.standard_normal(part.size, np.float32)
-        drawn *= deviation
-        noise = drawn.reshape(part.shape)
-        noise += around
-        part[...] = noise
+        places = random.integers(0, 1 << 16, part.size, np.uint16)
+        drawn = numbers.take(places, mode="wrap").reshape(part.shape)
+        if isinstance(center, np.ndarray):
+            drawn += around
+        part[...] = drawn
 
 
 def _rows(into: np.ndarray, like: np.ndarray | float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

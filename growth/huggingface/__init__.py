@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: grown as they are, or loaded into the reference model and back."""
 
+from growth.huggingface.conversion import load, save
 from growth.huggingface.expand import expand_checkpoint
 from growth.huggingface.expansion import plan_expansion
 
-__all__ = ["expand_checkpoint", "plan_expansion"]
+__all__ = ["expand_checkpoint", "load", "plan_expansion", "save"]

@@ -18,7 +18,7 @@ from growth.huggingface.family import Family
 from growth.huggingface.tensors import CheckpointFileError, Spec
 from growth.models import blueprint
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # Files that hold numbers in other formats, or that a larger model has not.
 _NOT_CARRIED = re.compile(
@@ -97,7 +97,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     headers = {path: tensors.specs(path) for path in dict.fromkeys(files.values())}
     for name, path in files.items():
         if name not in headers[path]:
-            raise CheckpointFileError(f"{_INDEX} says that {path.name} has {name}, but it has not")
+            raise CheckpointFileError(f"{INDEX} says that {path.name} has {name}, but it has not")
     specs = {name: headers[path][name] for name, path in files.items()}
     left_out = {name for name in files if re.fullmatch(family.buffers, name)}
     if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
@@ -160,20 +160,20 @@ def _check_vocabulary(
 
 def _files(directory: Path) -> dict[str, Path]:
     """The file of each tensor."""
-    if (directory / _INDEX).is_file():
-        found = _json(directory, _INDEX).get("weight_map")
+    if (directory / INDEX).is_file():
+        found = _json(directory, INDEX).get("weight_map")
         if not isinstance(found, dict) or not found:
-            raise CheckpointFileError(f"{directory / _INDEX} has no weight_map")
+            raise CheckpointFileError(f"{directory / INDEX} has no weight_map")
         files = {name: directory / file for name, file in found.items()}
         for path in dict.fromkeys(files.values()):
             if not path.is_file():
-                raise CheckpointFileError(f"{_INDEX} names {path.name}, but {path} is not there")
+                raise CheckpointFileError(f"{INDEX} names {path.name}, but {path} is not there")
         return files
-    path = directory / _SINGLE
+    path = directory / SINGLE
     if not path.is_file():
         others = [p.name for p in directory.glob("*.bin")]
         hint = f"; {others[0]} must be converted to safetensors first" if others else ""
-        raise CheckpointFileError(f"{directory} has neither {_SINGLE} nor {_INDEX}{hint}")
+        raise CheckpointFileError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
     return dict.fromkeys(tensors.specs(path), path)
 
 

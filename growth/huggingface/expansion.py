@@ -3,10 +3,9 @@
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,8 +22,6 @@ from growth.planning import GrowthError, GrowthPlan
 from growth.roles import GAINS
 from growth.streaming import grow_array, source_of
 from growth.transformations import grow_to
-
-_DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,15 +66,19 @@ class Expansion:
             cost(self.specs, self.targets, self.plan.target, source.config),
         )
 
-    def grow(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-        """A tensor of the result.
+    def with_dtype(self, dtype: str) -> Self:
+        """The same with all tensors of one dtype."""
+        held = {
+            file: {name: Spec(spec.shape, tensors.code(dtype)) for name, spec in specs.items()}
+            for file, specs in self.files.items()
+        }
+        name = "torch_dtype" if "torch_dtype" in self.config else "dtype"
+        return dataclasses.replace(self, files=held, config={**self.config, name: dtype})
 
-        Args:
-          name: which, by its name in the family's table.
-          dtype: that of the result; None for the planned one.
-        """
+    def grow(self, name: str) -> np.ndarray:
+        """A tensor of the result, by its name in the family's table."""
         old = self.source.read(self.source_name(name))
-        dtype = DTYPES[self.specs[name].dtype] if dtype is None else dtype
+        dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
             self.targets[name], old, self.plan, self.choice, self._initial, self.seed, dtype
         )
@@ -151,14 +152,11 @@ def plan_expansion(
         if field in plan.changes:
             raise GrowthError(f"{field} cannot grow exactly: {reason}")
     config = checkpoint.family.grown_config(checkpoint.config, plan.target)
-    if dtype is not None:
-        if dtype not in _DTYPE_NAMES:
-            raise InputError(f"dtype is {dtype!r}, but it must be one of {', '.join(_DTYPE_NAMES)}")
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     targets = _targets(checkpoint, plan)
-    specs = {name: _spec(target, checkpoint, plan, dtype) for name, target in targets.items()}
-    files = tensors.shards(specs, _bytes(max_shard_size))
-    return Expansion(checkpoint, plan, config, chosen, seed, files, targets)
+    specs = {name: _spec(target, checkpoint, plan) for name, target in targets.items()}
+    files = tensors.shards(specs, tensors.number_of_bytes(max_shard_size))
+    expansion = Expansion(checkpoint, plan, config, chosen, seed, files, targets)
+    return expansion if dtype is None else expansion.with_dtype(dtype)
 
 
 def _choice(free: Any) -> Choice:
@@ -185,17 +183,8 @@ def _targets(checkpoint: Checkpoint, plan: GrowthPlan) -> dict[str, Parameter]:
     return {target.name: target for target in sorted(targets, key=place)}
 
 
-def _spec(target: Parameter, checkpoint: Checkpoint, plan: GrowthPlan, dtype: str | None) -> Spec:
+def _spec(target: Parameter, checkpoint: Checkpoint, plan: GrowthPlan) -> Spec:
     source = source_of(target, plan)
     old = checkpoint.spec(source.name)
     shape = array_shape(target, plan.target, fixed_sizes(source, old.shape, plan.source))
-    return Spec(shape, old.dtype if dtype is None else _DTYPE_NAMES[dtype])
-
-
-def _bytes(size: int | str) -> int:
-    """A number of bytes, also where it is written as "5GB" or "500MB"."""
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    match = re.fullmatch(r"(\d+)\s*([KMG]?B?)", str(size).strip().upper())
-    if not match or match[2] not in units or not int(match[1]):
-        raise InputError(f"max_shard_size is {size!r}, but it must be bytes, or like 500MB or 5GB")
-    return int(match[1]) * units[match[2]]
+    return Spec(shape, old.dtype)

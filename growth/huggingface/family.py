@@ -69,6 +69,7 @@ class Family:
 
     Attributes:
       model_type: its name in `config.json`.
+      kind: the class of its models in transformers.
       tensors: all tensors that its models may have.
       fields: the fields of an architecture that a config implies, apart from sizes and rotary
         positions. It is given a config in which defaults are filled in.
@@ -86,6 +87,7 @@ class Family:
     """
 
     model_type: str
+    kind: str
     tensors: tuple[Tensor, ...]
     fields: Callable[[Config], dict[str, Any]]
     names: Mapping[str, str] = dataclasses.field(default_factory=lambda: USUAL_NAMES)
@@ -156,6 +158,30 @@ class Family:
             ]
         self._read_back(grown, target)
         return grown
+
+    def new_config(self, architecture: Architecture, said: Config) -> dict[str, Any]:
+        """The config of a model that was never of Hugging Face.
+
+        Args:
+          architecture: what the model is.
+          said: what it says besides sizes, positions and the defaults.
+
+        Raises:
+          GrowthError: a config of this family cannot say that.
+        """
+        shape = architecture.layers[0]
+        config = dict(self.defaults) | dict(model_type=self.model_type, architectures=[self.kind])
+        config |= dict(tie_word_embeddings=architecture.tied_embeddings) | dict(said)
+        for field, name in self.names.items():
+            value = shape.qk_dim if field == "head_dim" else getattr(architecture, field)
+            config[name] = value
+        if self.rope is not None:
+            config[self.rope.theta] = shape.rope_theta
+            if self.rope.fraction is not None:
+                turned = architecture.rotary_dim or shape.qk_dim
+                config[self.rope.fraction] = rotary.fraction(turned, shape.qk_dim)
+        self._read_back(config, architecture)
+        return config
 
     def _sizes(self, config: Config) -> dict[str, Any]:
         sizes: dict[str, Any] = {field: config.get(name) for field, name in self.names.items()}

@@ -40,10 +40,10 @@ def fields(config: Mapping[str, Any], names: Names, head_dim: int) -> dict[str, 
     theta = table.get("rope_theta", config.get(names.theta, 10000.0))
     found: dict[str, Any] = dict(position="rope", rope_theta=theta, rope_scaling=_scaling(config))
     if names.fraction is not None:
-        fraction = table.get("partial_rotary_factor", config.get(names.fraction))
-        fraction = names.default_fraction if fraction is None else fraction
-        if fraction < 1:
-            found["rotary_dim"] = int(head_dim * fraction)
+        share = table.get("partial_rotary_factor", config.get(names.fraction))
+        share = names.default_fraction if share is None else share
+        if share < 1:
+            found["rotary_dim"] = int(head_dim * share)
     return found
 
 
@@ -67,7 +67,7 @@ def written(config: Mapping[str, Any], names: Names, target: Architecture) -> di
                 f"it in float32, which ends at {_LARGEST_THETA}: head_dim must stay smaller"
             )
     else:
-        changes = {"partial_rotary_factor": _fraction(target.rotary_dim, target.layers[0].qk_dim)}
+        changes = {"partial_rotary_factor": fraction(target.rotary_dim, target.layers[0].qk_dim)}
     old_names = {"rope_theta": names.theta, "partial_rotary_factor": names.fraction}
     table = config.get("rope_parameters")
     for name, value in changes.items():
@@ -79,12 +79,12 @@ def written(config: Mapping[str, Any], names: Names, target: Architecture) -> di
     return grown
 
 
-def _fraction(turned: int, width: int) -> float:
+def fraction(turned: int, width: int) -> float:
     """A fraction of which int(width * fraction), as transformers computes it, is `turned`."""
-    fraction = turned / width
-    while int(width * fraction) < turned:
-        fraction = math.nextafter(fraction, 1)
-    return fraction
+    share = turned / width
+    while int(width * share) < turned:
+        share = math.nextafter(share, 1)
+    return share
 
 
 def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:

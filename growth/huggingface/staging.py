@@ -19,7 +19,7 @@ def staged(output: Path, num_bytes: int) -> Iterator[Path]:
     removed by the next one. All that `output` then holds is on the disk.
 
     Args:
-      output: the directory that appears.
+      output: the directory that appears, within one that is there.
       num_bytes: how much will be written.
 
     Raises:
@@ -27,7 +27,6 @@ def staged(output: Path, num_bytes: int) -> Iterator[Path]:
     """
     if output.exists():
         raise InputError(f"output {output} exists already: give another one, or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(exist_ok=True)
     with _lock(partial) as lock:

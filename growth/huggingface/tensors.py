@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -161,3 +162,29 @@ def index(files: Mapping[str, Mapping[str, Spec]]) -> dict[str, Any]:
         },
         "weight_map": {name: file for file, held in files.items() for name in sorted(held)},
     }
+
+
+def code(dtype: str) -> str:
+    """The name in a file of a dtype, such as "float32".
+
+    Raises:
+      InputError: it is none that can be grown.
+    """
+    names = {kind.name: code for code, kind in DTYPES.items()}
+    if dtype not in names:
+        raise InputError(f"dtype is {dtype!r}, but it must be one of {', '.join(names)}")
+    return names[dtype]
+
+
+def number_of_bytes(size: int | str) -> int:
+    """A number of bytes, also where it is written as "5GB" or "500MB"."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+)\s*([KMG]?B?)", str(size).strip().upper())
+    if not match or match[2] not in units or not int(match[1]):
+        raise InputError(f"max_shard_size is {size!r}, but it must be bytes, or like 500MB or 5GB")
+    return int(match[1]) * units[match[2]]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes one of the files beside the tensors."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

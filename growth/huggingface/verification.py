@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from growth.errors import InputError
+from growth.huggingface import writing
 from growth.huggingface.expansion import Expansion
 
 # The largest difference of logits, relative to the largest logit, by what is compared. Rotary
@@ -69,8 +71,13 @@ class Verification:
         )
 
 
-def obstacle(expansion: Expansion) -> str | None:
-    """Why a growth step cannot be verified here; None if it can."""
+def obstacle(expansion: Expansion, at: Path) -> str | None:
+    """Why a growth step cannot be verified here; None if it can.
+
+    Args:
+      expansion: the growth step.
+      at: a directory on the disk that is written to.
+    """
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         return f"{' and '.join(missing)} cannot be imported: pip install 'flax-growth[verify]'"
@@ -97,13 +104,12 @@ def verify(expansion: Expansion, directory: Path) -> Verification:
     prompts = tokens[:, : max(1, min(_PROMPT, longest - _GENERATED))]
 
     old = _logits(_load(source.directory, "float64"), tokens)
-    state = {
-        source.stored(name): torch.from_numpy(expansion.grow(name, np.dtype(np.float64)))
-        for name in expansion.targets
-    }
-    new = _logits(_load(directory, "float64", state_dict=state), tokens)
+    exactly = directory / "float64"
+    exactly.mkdir()
+    writing.write(expansion.with_dtype("float64"), exactly)
+    new = _logits(_load(exactly, "float64"), tokens)
+    shutil.rmtree(exactly)
     exact = _difference(old, new)
-    del state
 
     model = _load(source.directory, "float32")
     old, said = _logits(model, tokens), _continued(model, prompts)
@@ -123,11 +129,11 @@ def verify(expansion: Expansion, directory: Path) -> Verification:
     return Verification(exact, stored, agreement, generated, tokens.numel(), tuple(problems))
 
 
-def _load(directory: Path, dtype: str, **options: Any) -> Any:
-    """The model of a directory; its tensors, too, unless a `state_dict` is given."""
+def _load(directory: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    options = {}
     with _quiet():
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         if hasattr(config, "num_local_experts"):

@@ -18,6 +18,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "gemma",
+    "GemmaForCausalLM",
     LLAMA,
     _fields,
     defaults=dict(

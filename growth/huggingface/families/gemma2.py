@@ -32,6 +32,7 @@ _NORMS = (
 
 FAMILY = Family(
     "gemma2",
+    "Gemma2ForCausalLM",
     (*EMBEDDINGS, *_NORMS, *ATTENTION, *MLP, *FINAL_NORM),
     _fields,
     defaults=dict(

@@ -63,6 +63,7 @@ def _limits(config: Config) -> dict[str, str]:
 
 FAMILY = Family(
     "gpt2",
+    "GPT2LMHeadModel",
     _TENSORS,
     _fields,
     names=dict(

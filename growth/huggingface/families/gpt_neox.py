@@ -49,6 +49,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "gpt_neox",
+    "GPTNeoXForCausalLM",
     _TENSORS,
     _fields,
     names=LAYERNORM_NAMES,

@@ -15,6 +15,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "llama",
+    "LlamaForCausalLM",
     LLAMA,
     _fields,
     defaults=dict(

@@ -15,6 +15,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "mistral",
+    "MistralForCausalLM",
     LLAMA,
     _fields,
     defaults=dict(

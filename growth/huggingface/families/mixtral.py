@@ -24,6 +24,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "mixtral",
+    "MixtralForCausalLM",
     (*EMBEDDINGS, *NORMS, *ATTENTION, *_EXPERTS, *FINAL_NORM),
     _fields,
     defaults=dict(

@@ -26,6 +26,7 @@ def _limits(config: Config) -> dict[str, str]:
 
 FAMILY = Family(
     "olmo",
+    "OlmoForCausalLM",
     (*EMBEDDINGS, *ATTENTION, *MLP),
     _fields,
     names={name: key for name, key in USUAL_NAMES.items() if name != "norm_eps"},

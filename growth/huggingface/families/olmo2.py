@@ -34,6 +34,7 @@ _NORMS = (
 
 FAMILY = Family(
     "olmo2",
+    "Olmo2ForCausalLM",
     (*EMBEDDINGS, *_NORMS, *ATTENTION, *MLP, *FINAL_NORM),
     _fields,
     defaults=dict(

@@ -56,6 +56,7 @@ def _limits(config: Config) -> dict[str, str]:
 
 FAMILY = Family(
     "opt",
+    "OPTForCausalLM",
     _TENSORS,
     _fields,
     names={name: key for name, key in LAYERNORM_NAMES.items() if name != "norm_eps"}

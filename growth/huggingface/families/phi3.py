@@ -44,6 +44,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "phi3",
+    "Phi3ForCausalLM",
     _TENSORS,
     _fields,
     defaults=dict(

@@ -20,6 +20,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "qwen2",
+    "Qwen2ForCausalLM",
     LLAMA,
     _fields,
     defaults=dict(

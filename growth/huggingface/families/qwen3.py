@@ -21,6 +21,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "qwen3",
+    "Qwen3ForCausalLM",
     LLAMA + HEAD_NORMS,
     _fields,
     defaults=dict(

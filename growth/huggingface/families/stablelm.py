@@ -22,6 +22,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "stablelm",
+    "StableLmForCausalLM",
     LLAMA,
     _fields,
     names=LAYERNORM_NAMES | dict(num_kv_heads="num_key_value_heads"),

@@ -33,6 +33,7 @@ def _fields(config: Config) -> dict:
 
 FAMILY = Family(
     "starcoder2",
+    "Starcoder2ForCausalLM",
     (*EMBEDDINGS, *NORMS, *ATTENTION, *_MLP, *FINAL_NORM),
     _fields,
     names=USUAL_NAMES | dict(norm_eps="norm_epsilon"),
