@@ -22,6 +22,9 @@ from growth.roles import ROLES
 class Fresh:
     """The model's own initializer, at the target's size."""
 
+    def __str__(self) -> str:
+        return "fresh"
+
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
@@ -41,6 +44,9 @@ class Copy:
                 f"without noise, units and their copies would stay equal for ever"
             )
 
+    def __str__(self) -> str:
+        return f"copy:{self.signal_to_noise:g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class GradMax:
@@ -55,6 +61,9 @@ class GradMax:
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps of gradmax is {self.steps!r}, but at least 1 is needed")
+
+    def __str__(self) -> str:
+        return f"gradmax:{self.steps}"
 
 
 Source = Fresh | Copy | GradMax
@@ -100,6 +109,10 @@ class Choice:
     def sources(self) -> tuple[Source, ...]:
         """All that there are."""
         return tuple(dict.fromkeys((self.default, *(source for _, source in self.named))))
+
+    def __str__(self) -> str:
+        named = [f"{name} {source}" for name, source in self.named]
+        return ", ".join([str(self.default), *named])
 
     def needs(self, kind: type) -> bool:
         """Whether any source is of a kind."""

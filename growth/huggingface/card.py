@@ -20,7 +20,7 @@ def table(expansion: Expansion) -> list[tuple[str, str, str]]:
     return [
         *rows,
         ("parameters", f"{old.parameters:,}", f"{new.parameters:,}"),
-        ("bytes", f"{old.bytes / 1e9:,.3g} GB", f"{new.bytes / 1e9:,.3g} GB"),
+        ("size", _size(old.bytes), _size(new.bytes)),
         ("FLOPs per token", f"{old.flops:.3g}", f"{new.flops:.3g}"),
     ]
 
@@ -57,3 +57,10 @@ def write(expansion: Expansion, verified: Verification | None, directory: Path) 
             "```",
         ]
     (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _size(num_bytes: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:,.3g} {name}"
+    return f"{num_bytes} B"

@@ -90,7 +90,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         cannot be grown.
       BlueprintError: a tensor is unknown, or its shape is not what the config says.
     """
-    config = _json(directory, "config.json")
+    config = read_json(directory, "config.json")
     family = family_of(config)
     architecture = family.architecture(config)
     files = _files(directory)
@@ -161,7 +161,7 @@ def _check_vocabulary(
 def _files(directory: Path) -> dict[str, Path]:
     """The file of each tensor."""
     if (directory / INDEX).is_file():
-        found = _json(directory, INDEX).get("weight_map")
+        found = read_json(directory, INDEX).get("weight_map")
         if not isinstance(found, dict) or not found:
             raise CheckpointFileError(f"{directory / INDEX} has no weight_map")
         files = {name: directory / file for name, file in found.items()}
@@ -177,7 +177,8 @@ def _files(directory: Path) -> dict[str, Path]:
     return dict.fromkeys(tensors.specs(path), path)
 
 
-def _json(directory: Path, name: str) -> dict[str, Any]:
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """What one of the files of a checkpoint says."""
     path = directory / name
     if not path.is_file():
         raise InputError(f"{directory} is no checkpoint: it has no {name}")

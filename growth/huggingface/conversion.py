@@ -17,13 +17,23 @@ from growth import layout, trees
 from growth.architecture import Architecture
 from growth.blueprint import Parameter, siblings
 from growth.huggingface import tensors
-from growth.huggingface.checkpoint import INDEX, open_checkpoint
-from growth.huggingface.families import FAMILIES
+from growth.huggingface.checkpoint import INDEX, open_checkpoint, read_json
+from growth.huggingface.families import FAMILIES, family_of
 from growth.huggingface.family import Config, Family, FamilyError, Tensor
-from growth.huggingface.staging import staged
 from growth.huggingface.tensors import DTYPES, Spec
 from growth.models import blueprint, initial_parameters
 from growth.notation import parse
+from growth.staging import staged
+
+
+def load_architecture(source: str | os.PathLike) -> Architecture:
+    """What the model of a Hugging Face checkpoint is; reads `config.json` only.
+
+    Raises:
+      FamilyError: the family is not known, or its config says what growth does not know.
+    """
+    config = read_json(Path(source), "config.json")
+    return family_of(config).architecture(config)
 
 
 def load(source: str | os.PathLike, dtype: str | None = "float32") -> tuple[Architecture, Any]:
@@ -90,6 +100,8 @@ def save(
         origin = open_checkpoint(Path(like))
         kind, carried = origin.family, origin.carried
         _check_covered(origin.limits)
+        if architecture.position != "learned":  # it may have been trained on shorter sequences
+            architecture = architecture.replace(max_length=origin.architecture.max_length)
         said = kind.grown_config({**origin.config, **(config or {})}, architecture)
     elif family in FAMILIES:
         kind = FAMILIES[family]

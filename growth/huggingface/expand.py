@@ -12,9 +12,9 @@ from typing import Any
 from growth.errors import InputError
 from growth.huggingface import card, verification, writing
 from growth.huggingface.expansion import Expansion, plan_expansion
-from growth.huggingface.staging import staged
 from growth.huggingface.verification import Verification
 from growth.huggingface.writing import Progress
+from growth.staging import staged
 
 
 def expand_checkpoint(

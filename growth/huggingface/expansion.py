@@ -105,6 +105,8 @@ def plan_expansion(
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
+    qk_dim: int | None = None,
+    v_dim: int | None = None,
     mlp_dim: int | None = None,
     layer_positions: Sequence[int] | None = None,
     free: Any = "fresh",
@@ -119,6 +121,7 @@ def plan_expansion(
       embed_dim, num_layers, num_heads, num_kv_heads, mlp_dim: the new sizes, as for
         `growth.grow_to`; None leaves a size as it is.
       head_dim: the new width of queries, keys and values of a head.
+      qk_dim, v_dim: of queries and keys alone, and of values alone. No family can say them yet.
       layer_positions: where new layers go, an index for each, counted in the old layers; None
         spreads them evenly.
       free: what new entries are where any value keeps the function: "fresh", "copy", or a mapping,
@@ -138,8 +141,8 @@ def plan_expansion(
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        qk_dim=head_dim,
-        v_dim=head_dim,
+        qk_dim=head_dim if qk_dim is None else qk_dim,
+        v_dim=head_dim if v_dim is None else v_dim,
         mlp_dim=mlp_dim,
         position=None if layer_positions is None else tuple(layer_positions),
     )

@@ -152,10 +152,7 @@ class Family:
         if self.rope is not None and target.layers[0].qk_dim != source.layers[0].qk_dim:
             grown = rotary.written(grown, self.rope, target)
         if self.layer_types and target.num_layers != source.num_layers:
-            grown["layer_types"] = [
-                "full_attention" if layer.window is None else "sliding_attention"
-                for layer in target.layers
-            ]
+            grown["layer_types"] = _layer_types(target)
         self._read_back(grown, target)
         return grown
 
@@ -180,6 +177,11 @@ class Family:
             if self.rope.fraction is not None:
                 turned = architecture.rotary_dim or shape.qk_dim
                 config[self.rope.fraction] = rotary.fraction(turned, shape.qk_dim)
+        if "sliding_window" in self.defaults:
+            windows = [layer.window for layer in architecture.layers if layer.window]
+            config["sliding_window"] = max(windows, default=None)
+        if self.layer_types:
+            config["layer_types"] = _layer_types(architecture)
         self._read_back(config, architecture)
         return config
 
@@ -213,6 +215,11 @@ class Family:
                 f"{field.name} would have to be {wanted}, but a config of {self.model_type} would "
                 f"say {found}: {reason}"
             )
+
+
+def _layer_types(architecture: Architecture) -> list[str]:
+    windows = [layer.window for layer in architecture.layers]
+    return ["full_attention" if w is None else "sliding_attention" for w in windows]
 
 
 def _close(a: Any, b: Any) -> bool:

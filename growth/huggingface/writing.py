@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from growth.huggingface.expansion import Expansion
 
 # Bytes of the tensors that are done, bytes of all, and the tensor that was done last.
 Progress = Callable[[int, int, str], None]
+
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def silent(done: int, total: int, name: str) -> None:
@@ -45,9 +48,24 @@ def write(expansion: Expansion, directory: Path, progress: Progress = silent) ->
             _for_each(grow, list(held))
 
 
+def estimated_seconds(expansion: Expansion) -> float:
+    """How long the tensors take to grow, by growing some of them for half a second.
+
+    A disk that is slower than that takes longer.
+    """
+    began, grown = time.perf_counter(), 0
+    names = sorted(expansion.targets, key=lambda name: -expansion.specs[name].bytes)
+    for name in names[len(names) // 8 :]:  # the largest few are not like the others
+        expansion.grow(name)
+        grown += expansion.specs[name].bytes
+        if time.perf_counter() - began > 0.5:
+            break
+    return expansion.bytes * (time.perf_counter() - began) / grown / _THREADS
+
+
 def _for_each(function: Callable[[str], None], names: list[str]) -> None:
     """Calls a function for each name on a few threads; stops at the first error."""
-    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         calls = [pool.submit(function, name) for name in names]
         try:
             for call in concurrent.futures.as_completed(calls):

@@ -6,6 +6,7 @@ the architecture above all: a reader learns that first, builds the abstract stat
 loads the arrays onto the devices it has, which need not be those that saved them.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -29,6 +30,17 @@ _LISTED = 8
 
 class CheckpointError(InputError):
     """There is no such checkpoint, or it does not fit; the message says which leaf and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A place in the training data, without the data."""
+
+    state: Any
+
+    def get_state(self) -> Any:
+        """What a data iterator would say."""
+        return self.state
 
 
 class Checkpoints:
@@ -86,11 +98,15 @@ class Checkpoints:
         """
         return self._read(step).custom_metadata["metadata"]
 
+    def place(self, step: int) -> "Place":
+        """The place in the data that was saved at `step`, as what `save` takes."""
+        return Place(self._read(step).custom_metadata["iterator"])
+
     def save(
         self,
         step: int,
         state: Any,
-        iterator: grain.DatasetIterator,
+        iterator: "grain.DatasetIterator | Place",
         metadata: Mapping[str, Any],
     ) -> None:
         """Copies a state to the host and writes it in the background.

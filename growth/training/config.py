@@ -107,6 +107,8 @@ class TrainConfig:
     Attributes:
       architecture: what the run starts with.
       growth: the growth schedule, as `growth.schedule.stages` takes it.
+      initialize_from: a checkpoint of Hugging Face whose parameters the run starts with; "" for
+        the model's own initializer.
       num_steps: optimizer steps of the whole run.
       batch_size: sequences of `architecture.max_length` tokens in a step, over all devices.
       seed: decides the initialization, the order of the data, and the free values of growth.
@@ -127,6 +129,7 @@ class TrainConfig:
 
     architecture: Architecture
     growth: tuple[Mapping[str, Any], ...] = ()
+    initialize_from: str = ""
     num_steps: int = 1000
     batch_size: int = 16
     seed: int = 0

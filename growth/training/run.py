@@ -32,7 +32,14 @@ from growth.training.interrupt import StopRequest, stop_request
 from growth.training.metrics import MetricsWriter
 from growth.training.optimization import learning_rate, make_optimizer
 from growth.training.progress import Progress, format_count
-from growth.training.state import TrainState, init_state, make_model, restorable_state
+from growth.training.state import (
+    TrainState,
+    differing,
+    init_state,
+    make_model,
+    restorable_state,
+    started_from,
+)
 from growth.training.step import Metrics, make_evaluation
 from growth.training.tokenizers import Tokenizer
 
@@ -132,6 +139,8 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
     if step is None:
         key = jax.random.key(config.seed)
         state = init_state(stage.architecture, tx, config.param_dtype, mesh, key)
+        if config.initialize_from:
+            state = started_from(config, stage.architecture, state)
     else:
         _check_same_run(checkpoints.metadata(step), stage, step, workdir)
         target = restorable_state(stage.architecture, tx, config.param_dtype, mesh)
@@ -147,7 +156,7 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         progress,
         stop_request() as stop,
     ):
-        _write_config(config, logs)
+        write_config(config, logs)
         progress.note(_greeting(data, mesh, stages, step))
         eval_set = _fixed_batches(config, data.validation, config.eval_batches, mesh)
         probe = jax.tree.map(lambda batch: batch[0], _fixed_batches(config, data.train, 1, mesh))
@@ -272,12 +281,9 @@ def _check_same_run(saved: dict[str, Any], stage: Stage, step: int, workdir: Pat
     there, here = Architecture.from_dict(saved["architecture"]), stage.architecture
     if there == here:
         return
-    fields = dataclasses.fields(Architecture)
-    pairs = {f.name: (getattr(there, f.name), getattr(here, f.name)) for f in fields}
-    differing = ", ".join(f"{n} {a} there and {b} here" for n, (a, b) in pairs.items() if a != b)
     raise ConfigError(
-        f"workdir {workdir} belongs to another architecture: at step {step} it has {differing}. "
-        f"Give the config that it was begun with, or another workdir"
+        f"workdir {workdir} belongs to another architecture: at step {step} it has "
+        f"{differing(there, here)}. Give the config that it was begun with, or another workdir"
     )
 
 
@@ -298,7 +304,8 @@ def _greeting(data: Dataset, mesh: Mesh, stages: Sequence[Stage], step: int | No
     return f"{begun}: {sizes} parameters, {data.about}, mesh {shape}"
 
 
-def _write_config(config: TrainConfig, workdir: Path) -> None:
+def write_config(config: TrainConfig, workdir: Path) -> None:
+    """Writes `config.json`, whole or not at all."""
     path = workdir / "config.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from growth import models
+from growth import huggingface, models
 from growth.architecture import Architecture
 from growth.expand import expand
 from growth.free import FRESH, Choice
@@ -18,7 +18,7 @@ from growth.models import Model, initial_parameters
 from growth.optimizer import expand_optimizer_state
 from growth.planning import GrowthPlan
 from growth.training import mesh as meshes
-from growth.training.config import TrainConfig
+from growth.training.config import ConfigError, TrainConfig
 
 
 @functools.partial(
@@ -92,6 +92,36 @@ def init_state(
     init = functools.partial(_init, architecture, tx, param_dtype)
     shardings = state_shardings(architecture, tx, param_dtype, mesh)
     return jax.jit(init, out_shardings=shardings)(key)
+
+
+def started_from(config: TrainConfig, here: Architecture, state: TrainState) -> TrainState:
+    """A fresh state with the parameters of a checkpoint of Hugging Face.
+
+    Args:
+      config: the run, which names the checkpoint.
+      here: the architecture of its first stage.
+      state: the fresh state, on the mesh.
+
+    Raises:
+      ConfigError: the checkpoint has another architecture; the message says where they differ.
+    """
+    there, params = huggingface.load(config.initialize_from, config.param_dtype)
+    if here.position != "learned":
+        there = there.replace(max_length=here.max_length)  # on which no parameter depends
+    if there != here:
+        raise ConfigError(
+            f"initialize_from is {config.initialize_from}, another architecture: it has "
+            f"{differing(there, here)}"
+        )
+    place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
+    return dataclasses.replace(state, params=place(params, state.params))
+
+
+def differing(there: Architecture, here: Architecture) -> str:
+    """The fields in which two architectures differ, in words."""
+    fields = dataclasses.fields(Architecture)
+    pairs = {f.name: (getattr(there, f.name), getattr(here, f.name)) for f in fields}
+    return ", ".join(f"{n} {a} there and {b} here" for n, (a, b) in pairs.items() if a != b)
 
 
 def restorable_state(
