@@ -124,7 +124,7 @@ def _with_prefix(name: str, family: Family, is_base: bool) -> str:
 
 
 def _output_layers(family: Family) -> set[str]:
-    return {t.path for t in family.tensors if t.role == "unembed" and "{" not in t.path}
+    return {t.path for t in family.tensors if t.reference == ("unembed/kernel",)}
 
 
 def _check_kinds(
@@ -138,7 +138,7 @@ def _check_kinds(
     kinds = {parameter.rule.path for parameter in parameters.values()}
     for tensor in family.tensors:
         is_said = there.issuperset(tensor.reference)
-        if tensor.path not in kinds and is_said and not tensor.optional:
+        if tensor.path not in kinds and is_said:
             raise CheckpointFileError(f"no tensor of the checkpoint is {tensor.path}")
         if tensor.path in kinds and not is_said:
             raise CheckpointFileError(

@@ -32,8 +32,8 @@ class Tensor:
       path: its name, as the path of a rule of a blueprint.
       role: its role, or roles, as there.
       axes: its axes, as there.
-      reference: where the reference model has it: a path for each role; empty where it has not.
-      optional: whether a checkpoint may lack it; where the reference model has it, that says so.
+      reference: where the reference model has it: a path for each role; empty where it has not. A
+        checkpoint has a tensor if the reference model of its architecture has it.
       skipped: how many of its first rows the reference model has not.
     """
 
@@ -41,7 +41,6 @@ class Tensor:
     role: str | tuple[str, ...]
     axes: str
     reference: tuple[str, ...] = ()
-    optional: bool = False
     skipped: int = 0
 
 
@@ -79,6 +78,8 @@ class Family:
       rope: how the config says rotary positions; None where there are none.
       repeats: names of the config that say what another one says, where they do.
       layer_types: whether a config may list the attention of each layer.
+      heads_divide: whether transformers refuses an embed_dim that is no multiple of num_heads.
+      variant: the family of a given config, where models of one type have tables that differ.
       limits: what cannot grow in a model of a given config, as (field, reason). The field
         "reference" means that the reference model does not compute it.
       prefix: what the names of tensors begin with, unless the base model was saved alone.
@@ -95,6 +96,8 @@ class Family:
     rope: rotary.Names | None = rotary.USUAL
     repeats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layer_types: bool = False
+    heads_divide: bool = False
+    variant: Callable[[Config], "Family"] | None = None
     limits: Callable[[Config], Mapping[str, str]] = _no_limits
     prefix: str = "model."
     buffers: str = r".*rotary_emb\.inv_freq"
@@ -203,6 +206,8 @@ class Family:
         """Refuses a target that a grown config does not say."""
         if self.heads_are_tied:
             tied.check(self.model_type, target)
+        elif self.heads_divide:
+            tied.check_divides(self.model_type, target)
         said = self.architecture(grown)
         for field in dataclasses.fields(Architecture):
             wanted, found = getattr(target, field.name), getattr(said, field.name)

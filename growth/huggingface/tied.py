@@ -1,4 +1,4 @@
-"""Heads that are embed_dim / num_heads wide, always: checks, and the nearest sizes that can be."""
+"""Heads whose number is tied to embed_dim: checks, and the nearest sizes that can be."""
 
 from growth.architecture import Architecture
 from growth.errors import InputError
@@ -28,6 +28,20 @@ def check(model_type: str, target: Architecture) -> None:
         f"embed_dim would be {target.embed_dim}, num_heads {shape.num_heads} and a head "
         f"{shape.qk_dim} wide, but a config of {model_type} can only say heads of the width "
         f"embed_dim / num_heads. Near is {near}"
+    )
+
+
+def check_divides(model_type: str, target: Architecture) -> None:
+    """Refuses heads that do not divide embed_dim, as transformers does, though they need not."""
+    embed, heads = target.embed_dim, target.layers[0].num_heads
+    if embed % heads == 0:
+        return
+    wider = -(-embed // heads) * heads
+    more = next(number for number in range(heads, embed + 1) if embed % number == 0)
+    raise GrowthError(
+        f"embed_dim would be {embed} and num_heads {heads}, but transformers loads a {model_type} "
+        f"only where embed_dim is a multiple of num_heads. Near is --embed_dim={wider}; or "
+        f"--num_heads={more}"
     )
 
 

@@ -62,4 +62,5 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "config.json has a quantization_config, but quantized tensors cannot be grown: give "
             "the checkpoint from which it was made"
         )
-    return FAMILIES[name]
+    family = FAMILIES[name]
+    return family if family.variant is None else family.variant(config)

@@ -49,4 +49,5 @@ FAMILY = Family(
         max_position_embeddings=8192,
     ),
     layer_types=True,
+    heads_divide=True,
 )

@@ -26,4 +26,5 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=2048,
     ),
+    heads_divide=True,
 )

@@ -1,7 +1,10 @@
-"""OPT: LayerNorm, learned positions, ReLU. OPT-350m has its norms after the branches.
+"""OPT: LayerNorm, learned positions, ReLU.
 
-Its table of positions begins with two rows that no token has.
+Its table of positions begins with two rows that no token has. OPT-350m has its norms after the
+branches, and words of another width than the stream.
 """
+
+import dataclasses
 
 from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
 from growth.huggingface.families.tables import LAYER, attention, embedding, linear, norm, unembed
@@ -14,9 +17,6 @@ _TENSORS = (
     Tensor(
         "model.decoder.embed_positions.weight", "position", "length embed", ("position",), skipped=2
     ),
-    # Where words have another width than the stream (OPT-350m).
-    Tensor("model.decoder.project_in.weight", "embedding", "embed word", optional=True),
-    Tensor("model.decoder.project_out.weight", "unembed", "word embed", optional=True),
     *norm(f"{_AT}.self_attn_layer_norm", LAYER + "attention_norm"),
     *attention(f"{_AT}.self_attn", out="out_proj"),
     *norm(f"{_AT}.final_layer_norm", LAYER + "mlp_norm"),
@@ -46,12 +46,12 @@ def _fields(config: Config) -> dict:
     )
 
 
-def _limits(config: Config) -> dict[str, str]:
-    words = config.get("word_embed_proj_dim")
-    if words in (None, config["hidden_size"]):
-        return {}
-    reason = f"words are {words} wide and the stream is {config['hidden_size']}"
-    return {"reference": reason}
+def _is_projected(config: Config) -> bool:
+    return config.get("word_embed_proj_dim") not in (None, config.get("hidden_size"))
+
+
+def _variant(config: Config) -> Family:
+    return PROJECTED if _is_projected(config) else FAMILY
 
 
 FAMILY = Family(
@@ -71,6 +71,18 @@ FAMILY = Family(
     ),
     rope=None,
     repeats=dict(word_embed_proj_dim="hidden_size"),
-    limits=_limits,
+    variant=_variant,
     deviation="init_std",
+)
+
+_WORDS = (
+    Tensor("model.decoder.embed_tokens.weight", "embedding", "vocab word"),
+    Tensor("model.decoder.project_in.weight", "embedding", "embed word"),
+    Tensor("model.decoder.project_out.weight", "unembed", "word embed"),
+)
+
+PROJECTED = dataclasses.replace(
+    FAMILY,
+    tensors=_WORDS + tuple(t for t in _TENSORS if t.reference != ("embed/embedding",)),
+    limits=lambda config: {"reference": "words have another width than the stream"},
 )
