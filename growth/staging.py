@@ -70,6 +70,6 @@ def _sync(directory: Path) -> None:
 
 def _full(output: Path, num_bytes: int, free: int) -> InputError:
     return InputError(
-        f"the disk of {output} is full: {num_bytes / 1e9:,.2f} GB are needed, and "
-        f"{free / 1e9:,.2f} GB are free"
+        f"the disk of {output} is full: {num_bytes / 1e6:,.1f} MB are needed, and "
+        f"{free / 1e6:,.1f} MB are free"
     )

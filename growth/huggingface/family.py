@@ -141,7 +141,11 @@ class Family:
         """
         source, shape = self.architecture(config), target.layers[0]
         # What is not said follows from other sizes. It must be said where it does not any more.
-        follows = dict(num_kv_heads=shape.num_heads, head_dim=target.embed_dim / shape.num_heads)
+        follows: dict[str, Any] = dict(
+            num_kv_heads=shape.num_heads, head_dim=target.embed_dim / shape.num_heads
+        )
+        if target.embed_dim == source.embed_dim:
+            follows["mlp_dim"] = source.mlp_dim
         grown = dict(config)
         for field, name in self.names.items():
             size = "qk_dim" if field == "head_dim" else field

@@ -1,0 +1,199 @@
+"""What becomes of a checkpoint's files, and what is verified."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import small_models
+import torch
+from safetensors import safe_open
+from small_models import difference, load, logits, make
+
+from growth import planning
+from growth.huggingface import expand_checkpoint, plan_expansion, verification
+from growth.huggingface.verification import VerificationError
+
+ALL = dict(embed_dim=36, num_heads=6, head_dim=12, mlp_dim=30, num_layers=4)
+
+
+def dtypes(directory):
+    found = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kept", "code"), [(torch.float32, "F32"), (torch.bfloat16, "BF16"), (torch.float16, "F16")]
+)
+def test_several_files_and_every_dtype(kept, code, tmp_path):
+    make("llama", tmp_path / "source", kept, max_shard_size="10KB")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) > 1
+    seen = []
+    verified = expand_checkpoint(
+        tmp_path / "source",
+        tmp_path / "grown",
+        max_shard_size="30KB",
+        progress=lambda done, total, name: seen.append((done, total, name)),
+        **ALL,
+    )
+    files = sorted(path.name for path in (tmp_path / "grown").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "grown" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == seen[-1][0] == seen[-1][1]
+    assert len({name for *_, name in seen}) == len(index["weight_map"])
+    assert dtypes(tmp_path / "grown") == {code}
+    assert verified.exact <= 2e-6
+    assert verified.stored <= {"F32": 1e-5, "BF16": 3e-2, "F16": 3e-3}[code]
+    if code == "F32":
+        assert verified.generated == (64, 64)
+        assert verified.agreement == 1
+
+
+def test_safetensors_reads_what_is_written_here(tmp_path):
+    make("llama", tmp_path / "source", torch.bfloat16)
+    expand_checkpoint(tmp_path / "source", tmp_path / "grown", verify=False, **ALL)
+    read = safetensors.torch.load_file(tmp_path / "grown" / "model.safetensors")
+    expansion = plan_expansion(tmp_path / "source", **ALL)
+    assert read.keys() == expansion.targets.keys()
+    for name, tensor in read.items():
+        np.testing.assert_array_equal(
+            tensor.float().numpy(), expansion.grow(name).astype(np.float32), err_msg=name
+        )
+    with safe_open(tmp_path / "grown" / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_tokenizer_and_generation_files_are_carried_over(tmp_path):
+    source = make("llama", tmp_path / "source")
+    (source / "tokenizer.json").write_text('{"any": "thing"}')
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "pytorch_model.bin").write_text("of the small model")
+    (source / "README.md").write_text("of the small model")
+    expand_checkpoint(source, tmp_path / "grown", verify=False, **ALL)
+    there = {path.name for path in (tmp_path / "grown").iterdir()}
+    assert there == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "grown" / name).read_text() == (source / name).read_text()
+
+
+def test_the_card_says_what_was_done(tmp_path):
+    make("llama", tmp_path / "source")
+    expand_checkpoint(tmp_path / "source", tmp_path / "grown", free="copy", seed=7, **ALL)
+    card = (tmp_path / "grown" / "README.md").read_text()
+    for said in (
+        "| embed_dim | 24 | 36 |",
+        "| num_layers | 2 | 4 |",
+        "New layers: 1, 3",
+        "copy:10, seed 7",
+        "same greedy continuation   64 of 64 tokens",
+    ):
+        assert said in card
+    expand_checkpoint(tmp_path / "source", tmp_path / "unseen", verify=False, **ALL)
+    assert "was not verified" in (tmp_path / "unseen" / "README.md").read_text()
+
+
+def test_layers_go_where_they_are_wanted(tmp_path):
+    make("llama", tmp_path / "source")
+    sizes = dict(num_layers=5, layer_positions=[2, 0, 0])
+    expansion = plan_expansion(tmp_path / "source", **sizes)
+    assert expansion.plan.layer_sources == (None, None, 0, 1, None)
+
+
+def test_every_kind_of_attention_of_a_layer_is_kept(tmp_path):
+    """A new layer sees what the layer below it sees, and the config lists it."""
+    old = logits(make("gemma2", tmp_path / "source"))
+    sizes = dict(num_layers=5, layer_positions=[0, 1, 2])
+    expand_checkpoint(tmp_path / "source", tmp_path / "grown", verify=False, **sizes)
+    kinds = json.loads((tmp_path / "grown" / "config.json").read_text())["layer_types"]
+    slides, full = "sliding_attention", "full_attention"
+    assert kinds == [slides, slides, slides, full, full]
+    assert difference(old, logits(tmp_path / "grown")) <= 1e-12
+
+
+def rewritten(source, directory, change):
+    """A copy of a checkpoint with other names of tensors, or other tensors."""
+    directory.mkdir()
+    tensors = safetensors.numpy.load_file(source / "model.safetensors")
+    safetensors.numpy.save_file(change(tensors), directory / "model.safetensors")
+    (directory / "config.json").write_text((source / "config.json").read_text())
+    return directory
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_a_base_model_that_was_saved_alone(name, tmp_path):
+    """Its names lack what those of the whole model begin with, and the result's do, too."""
+    old = logits(make(name, tmp_path / "source"))
+    prefix = {"gpt2": "transformer.", "llama": "model.", "opt": "model."}[name]
+    base = rewritten(
+        tmp_path / "source",
+        tmp_path / "base",
+        lambda tensors: {key.removeprefix(prefix): value for key, value in tensors.items()},
+    )
+    step = small_models.steps(name)["all"]
+    expand_checkpoint(base, tmp_path / "grown", verify=False, **step)
+    assert difference(old, logits(tmp_path / "grown")) <= small_models.limit(name, step)
+
+
+def test_what_old_files_have_besides_parameters_is_left_out(tmp_path):
+    """Masks, frequencies, and the output layer that is the embedding."""
+    old = logits(make("gpt2", tmp_path / "source"))
+
+    def change(tensors):
+        mask = {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 40, 40)) for i in range(2)}
+        return {**tensors, **mask, "lm_head.weight": tensors["transformer.wte.weight"].copy()}
+
+    given = rewritten(tmp_path / "source", tmp_path / "old", change)
+    expand_checkpoint(given, tmp_path / "grown", verify=False, mlp_dim=130)
+    assert difference(old, logits(tmp_path / "grown")) <= 1e-12
+    with safe_open(tmp_path / "grown" / "model.safetensors", "np") as file:
+        assert not [n for n in file.keys() if n.endswith(".attn.bias") or "lm_head" in n]  # noqa: SIM118
+
+
+def test_growing_twice_is_growing_once(tmp_path):
+    old = logits(make("llama", tmp_path / "source"))
+    expand_checkpoint(
+        tmp_path / "source", tmp_path / "once", verify=False, embed_dim=36, mlp_dim=30
+    )
+    expand_checkpoint(
+        tmp_path / "once", tmp_path / "twice", verify=False, num_layers=3, head_dim=12
+    )
+    with small_models.float64_everywhere():
+        exact = logits(tmp_path / "source")
+        assert difference(exact, logits(tmp_path / "twice")) <= 1e-12
+    assert difference(old, logits(tmp_path / "twice")) <= 1e-6
+
+
+def test_what_is_not_the_same_function_leaves_nothing(tmp_path, monkeypatch):
+    """An epsilon that is not scaled is found, and there is no output."""
+    make("llama, biases, scaled rotary, tied, epsilon 1e-3", tmp_path / "source")
+    real = planning.scaled_epsilon
+    monkeypatch.setattr(planning, "scaled_epsilon", lambda arch, embed: arch.norm_eps)
+    monkeypatch.setattr("growth.transformations.scaled_epsilon", lambda arch, embed: arch.norm_eps)
+    with pytest.raises(VerificationError, match=r"logits differ by \d\.\de-0\d in float64"):
+        expand_checkpoint(tmp_path / "source", tmp_path / "grown", embed_dim=36)
+    assert real is not planning.scaled_epsilon
+    assert not list(tmp_path.glob("grown*"))
+
+
+def test_verification_says_why_it_cannot_be_done(tmp_path, monkeypatch):
+    make("llama", tmp_path / "source")
+    expansion = plan_expansion(tmp_path / "source", **ALL)
+    assert verification.obstacle(expansion, tmp_path) is None
+    monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
+    assert re.match(r"it takes .* GB of memory", verification.obstacle(expansion, tmp_path))
+    assert expand_checkpoint(tmp_path / "source", tmp_path / "grown", **ALL) is None
+    assert load(tmp_path / "grown")
