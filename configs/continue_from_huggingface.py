@@ -14,16 +14,19 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from growth.errors import InputError
 from growth.huggingface import load_architecture
 from growth.training.config import defaults
 
 
-def get_config(source: str) -> ConfigDict:
+def get_config(source: str = "") -> ConfigDict:
     """The config.
 
     Args:
       source: the directory of the checkpoint.
     """
+    if not source:
+        raise InputError("give the checkpoint: --config=configs/continue_from_huggingface.py:DIR")
     architecture = load_architecture(source)
     if architecture.position != "learned":
         architecture = architecture.replace(max_length=min(architecture.max_length, 512))

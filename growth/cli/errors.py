@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from absl import app
+from absl import app, flags
 
 from growth.errors import InputError
 from growth.training.config import ConfigError
@@ -31,11 +31,18 @@ def reported() -> Iterator[None]:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags of a command, for `app.run`; gives the arguments that are left.
 
-    A field that a config does not have is an error of one line, like all others.
+    A field that a config does not have, and what a config file itself refuses, is an error of one
+    line, like all others.
     """
     with reported():
         try:
-            return app.parse_flags_with_usage(argv)
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            own = _first_cause(error)
+            if own is not None:
+                raise own from None
+            app.usage(shorthelp=True, detailed_error=error, exitcode=1)
+            raise
         except AttributeError as error:
             # That is how a locked config refuses a name: the cause is its argument.
             cause = error.args[0] if error.args else None
@@ -43,3 +50,12 @@ def parse_flags(argv: list[str]) -> list[str]:
                 raise
             what = ". ".join(str(cause.args[0]).splitlines())
             raise ConfigError(f"unknown field of the config: {what}") from error
+
+
+def _first_cause(error: BaseException) -> InputError | None:
+    """The error of a config file itself, which what reads the file raises anew in its own words."""
+    found, cause = None, error.__cause__ or error.__context__
+    while cause is not None:
+        found = cause if isinstance(cause, InputError) else found
+        cause = cause.__cause__ or cause.__context__
+    return found
