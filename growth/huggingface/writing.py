@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from growth.huggingface import tensors
-from growth.huggingface.checkpoint import INDEX
+from growth.huggingface.checkpoint import INDEX, SINGLE
 from growth.huggingface.expansion import Expansion
+from growth.huggingface.tensors import Spec
 
 # Bytes of the tensors that are done, bytes of all, and the tensor that was done last.
 Progress = Callable[[int, int, str], None]
@@ -46,6 +47,17 @@ def write(expansion: Expansion, directory: Path, progress: Progress = silent) ->
                 done.add(expansion.specs[name].bytes, name)
 
             _for_each(grow, list(held))
+
+
+def write_source(expansion: Expansion, directory: Path) -> None:
+    """Writes the smaller model, in the dtype of the larger one's first tensor."""
+    source = expansion.source
+    tensors.write_json(directory / "config.json", source.config)
+    kind = next(iter(expansion.specs.values())).dtype
+    specs = {source.stored(name): Spec(source.spec(name).shape, kind) for name in source.parameters}
+    with tensors.Writer(directory / SINGLE, specs) as writer:
+        for name in source.parameters:
+            writer.write(source.stored(name), source.read(name).astype(tensors.DTYPES[kind]))
 
 
 def estimated_seconds(expansion: Expansion) -> float:

@@ -96,7 +96,7 @@ CONFIGS = {
 # One for each family.
 PLAIN = [name for name in CONFIGS if "," not in name]
 
-_NARROW = dict(
+NARROW = dict(
     mlp=dict(mlp_dim=30),
     heads=dict(num_heads=6),
     queries=dict(num_heads=8, num_kv_heads=2),
@@ -104,7 +104,7 @@ _NARROW = dict(
     embed=dict(embed_dim=36),
     layers=dict(num_layers=4),
 )
-_TIED_HEADS = dict(
+TIED_HEADS = dict(
     mlp=dict(mlp_dim=130),
     embed_and_heads=dict(embed_dim=36, num_heads=6),
     embed_and_head_dim=dict(embed_dim=40, head_dim=10),
@@ -112,7 +112,7 @@ _TIED_HEADS = dict(
 )
 _NORMED = "a norm over queries and keys sees their new columns"
 
-_TURNED_HEADS = {**_TIED_HEADS, "embed_and_heads": dict(embed_dim=48, num_heads=6)}
+_TURNED_HEADS = {**TIED_HEADS, "embed_and_heads": dict(embed_dim=48, num_heads=6)}
 _ODD = dict(
     heads=dict(num_heads=27),
     queries=dict(num_heads=27, num_kv_heads=3),
@@ -121,12 +121,12 @@ _ODD = dict(
 
 # The steps of models for which the usual ones are not possible.
 STEPS = {
-    "llama, odd sizes": {**_NARROW, **_ODD},
-    "gpt2": _TIED_HEADS,
-    "gpt2, unscaled attention, epsilon 1e-3": _TIED_HEADS,
+    "llama, odd sizes": {**NARROW, **_ODD},
+    "gpt2": TIED_HEADS,
+    "gpt2, unscaled attention, epsilon 1e-3": TIED_HEADS,
     "gpt_neox": _TURNED_HEADS,
     "gpt_neox, one branch after the other": _TURNED_HEADS,
-    "opt": _TIED_HEADS,
+    "opt": TIED_HEADS,
     "opt, norms after branches": dict(mlp=dict(mlp_dim=30)),
     "stablelm": _TURNED_HEADS,
     "stablelm, branches behind one norm": _TURNED_HEADS,
@@ -148,7 +148,7 @@ for _name in ("gpt2", "gpt_neox", "opt", "stablelm"):
 
 def steps(name):
     """The growth steps that are possible from a model, each alone, and all at once."""
-    every = STEPS.get(name, _NARROW)
+    every = STEPS.get(name, NARROW)
     possible = {kind: s for kind, s in every.items() if kind not in REFUSED.get(name, {})}
     together = dict(possible)
     together.pop("queries", None)

@@ -1,6 +1,7 @@
 """Every family: grown checkpoints are what transformers says the same with, or are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import small_models
@@ -12,6 +13,7 @@ from growth.errors import InputError
 from growth.huggingface import expand_checkpoint, plan_expansion
 from growth.huggingface.families import FAMILIES
 
+DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 CASES = [(name, kind) for name in CONFIGS for kind in steps(name)]
 TRIED = [case for case in CASES if case[1] == "all"]
 
@@ -36,6 +38,11 @@ def test_every_family_has_a_model_here():
     assert {name.split(",")[0] for name in CONFIGS} == set(FAMILIES)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_model_stands_in_the_table_of_the_docs(name):
+    assert f"\n| {name} |" in DOCS.read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [pytest.param(*c, marks=[] if c in TRIED else [pytest.mark.full]) for c in CASES],
@@ -54,7 +61,7 @@ def test_a_grown_model_says_the_same(name, kind, source, tmp_path):
 )
 def test_what_is_impossible_is_refused_with_the_reason(name, kind, source):
     directory, *_ = source(name)
-    step = {**small_models._NARROW, **small_models._TIED_HEADS}[kind]
+    step = {**small_models.NARROW, **small_models.TIED_HEADS}[kind]
     with pytest.raises(InputError, match=REFUSED[name][kind]):
         plan_expansion(directory, **step)
 
