@@ -66,7 +66,7 @@ def test_a_step_preserves_the_function_in_float32(name, step_name):
 
 
 @pytest.mark.parametrize("free", ["fresh", "copy"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", networks.first(ARCHITECTURES, "llama", "gpt2"))
 def test_free_values_from_the_initializer_and_from_copies(name, free):
     plan = plan_of(name, "all")
     parameters, old = source(name)

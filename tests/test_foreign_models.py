@@ -62,7 +62,7 @@ def source(name):
     return tree, logits(name, architecture, tree)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", networks.first(STEPS, "all"))
 @pytest.mark.parametrize("name", MODELS)
 def test_growth_with_the_models_own_initializer_preserves_the_function(name, step):
     model = MODELS[name]
@@ -76,7 +76,7 @@ def test_growth_with_the_models_own_initializer_preserves_the_function(name, ste
     assert difference(old, logits(name, plan.target, grown)) <= EXACT
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", networks.first(MODELS, "Linen GPT", "T5"))
 def test_growth_with_copies_needs_no_fresh_tree(name):
     model = MODELS[name]
     tree, old = source(name)

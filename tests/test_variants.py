@@ -27,16 +27,14 @@ STEPS = {
     "layers": growth.layer_addition(2, position=1),
 }
 
-# Where values are multiplied in ways of their own.
+# Where values are multiplied in ways of their own, one of each.
 SCALED = [
-    name
-    for name, architecture in VARIANTS.items()
-    if not architecture.norm_gain
-    or architecture.unit_offset
-    or architecture.fixed_norm_eps
-    or architecture.patches
-    or architecture.qk_norm != "none"
-    or architecture.norm_placement == "post"
+    "LayerNorm without gains (OLMo)",
+    "norms without gains, tied, scaled embedding",
+    "fixed epsilon, tied, learned positions (OPT)",
+    "sandwich norms, soft caps, windows (Gemma 2)",
+    "norm over each query and key (Qwen 3)",
+    "images (ViT)",
 ]
 
 REFUSED = {

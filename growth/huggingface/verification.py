@@ -85,11 +85,11 @@ def obstacle(expansion: Expansion, at: Path) -> str | None:
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         return f"{' and '.join(missing)} cannot be imported: pip install 'flax-growth[verify]'"
-    # Both states in float64 and the model's own copy of the larger.
-    sizes = [cost.parameters for cost in expansion.costs]
-    needed, free = 8 * (sizes[0] + 2 * sizes[1]), _free_memory()
-    if needed > free:
-        return f"it takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+    # The larger model in float64, in a file and in memory; in memory also what it computes.
+    needed = 12 * max(cost.parameters for cost in expansion.costs)
+    for what, free in (("memory", _free_memory()), ("disk", shutil.disk_usage(at).free)):
+        if needed > free:
+            return f"it takes {needed / 1e9:.1f} GB of {what}, and {free / 1e9:.1f} GB are free"
     return None
 
 
@@ -105,7 +105,8 @@ def verify(expansion: Expansion, directory: Path) -> Verification:
     vocab, longest = source.architecture.vocab_size, source.architecture.max_length
     random = np.random.default_rng(expansion.seed)
     tokens = torch.from_numpy(random.integers(0, vocab, (_SEQUENCES, min(longest, _LENGTH))))
-    prompts = tokens[:, : max(1, min(_PROMPT, longest - _GENERATED))]
+    number = min(_GENERATED, longest // 2)
+    prompts = tokens[:, : min(_PROMPT, longest - number)]
 
     # Its files are in float64, too: others would be read as what they are called meanwhile.
     logits = []
@@ -119,9 +120,9 @@ def verify(expansion: Expansion, directory: Path) -> Verification:
     exact = _difference(*logits)
 
     model = _load(source.directory, "float32")
-    old, said = _logits(model, tokens), _continued(model, prompts)
+    old, said = _logits(model, tokens), _continued(model, prompts, number)
     model = _load(directory, "float32")
-    new, says = _logits(model, tokens), _continued(model, prompts)
+    new, says = _logits(model, tokens), _continued(model, prompts, number)
     stored = _difference(old, new)
     agreement = float((old.argmax(-1) == new.argmax(-1)).mean())
     generated = int((said == says).sum()), said.size
@@ -158,7 +159,7 @@ def _logits(model: Any, tokens: Any) -> np.ndarray:
         return model(tokens).logits.numpy()
 
 
-def _continued(model: Any, prompts: Any) -> np.ndarray:
+def _continued(model: Any, prompts: Any, number: int) -> np.ndarray:
     import torch
 
     with torch.no_grad(), _quiet():
@@ -167,8 +168,8 @@ def _continued(model: Any, prompts: Any) -> np.ndarray:
             attention_mask=torch.ones_like(prompts),
             do_sample=False,
             num_beams=1,
-            max_new_tokens=_GENERATED,
-            min_new_tokens=_GENERATED,
+            max_new_tokens=number,
+            min_new_tokens=number,
             pad_token_id=0,
         )
     return whole[:, prompts.shape[1] :].numpy()
