@@ -105,6 +105,7 @@ def save(
         said = kind.grown_config({**origin.config, **(config or {})}, architecture)
     elif family in FAMILIES:
         kind = FAMILIES[family]
+        _check_covered(kind.limits({**kind.defaults, **(config or {})}))
         said = kind.new_config(architecture, config or {})
     else:
         raise FamilyError(f"family is {family!r}, but it must be one of {', '.join(FAMILIES)}")

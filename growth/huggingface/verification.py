@@ -114,7 +114,7 @@ def verify(expansion: Expansion, directory: Path) -> Verification:
         exactly = directory / "float64"
         exactly.mkdir()
         write(expansion.with_dtype("float64"), exactly)
-        with _float64_everywhere():
+        with float64_everywhere():
             logits.append(_logits(_load(exactly, "float64"), tokens))
         shutil.rmtree(exactly)
     exact = _difference(*logits)
@@ -180,7 +180,7 @@ def _difference(old: np.ndarray, new: np.ndarray) -> float:
 
 
 @contextlib.contextmanager
-def _float64_everywhere() -> Iterator[None]:
+def float64_everywhere() -> Iterator[None]:
     """What transformers' code calls float32 is float64 here, in this process, also for threads."""
     import torch
 

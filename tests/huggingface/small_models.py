@@ -1,6 +1,5 @@
 """Small models of transformers, one or more for every family, far from their initialization."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -208,15 +207,3 @@ def limit(name, step):
     rounded = "embed_dim" in step and family.startswith(_FLOAT32_NORMS)
     turned = "head_dim" in step and family not in _UNTURNED
     return 1e-6 if rounded or turned else 1e-12
-
-
-@contextlib.contextmanager
-def float64_everywhere():
-    """What transformers computes in float32 whatever the dtype, it computes in float64 here."""
-    before = torch.float32, torch.float, torch.Tensor.float
-    torch.float32 = torch.float = torch.float64
-    torch.Tensor.float = torch.Tensor.double
-    try:
-        yield
-    finally:
-        torch.float32, torch.float, torch.Tensor.float = before

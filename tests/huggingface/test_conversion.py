@@ -118,3 +118,6 @@ def test_what_the_reference_model_does_not_compute_is_refused(tmp_path):
     directory = make("mixtral", tmp_path / "source", torch.float32)
     with pytest.raises(FamilyError, match="it is a mixture of experts"):
         huggingface.load(directory)
+    architecture, params = huggingface.load(make("mistral", tmp_path / "dense", torch.float32))
+    with pytest.raises(FamilyError, match="it is a mixture of experts"):
+        huggingface.save(tmp_path / "output", architecture, params, family="mixtral")

@@ -14,7 +14,7 @@ from small_models import difference, load, logits, make
 
 from growth import planning
 from growth.huggingface import expand_checkpoint, plan_expansion, verification
-from growth.huggingface.verification import VerificationError
+from growth.huggingface.verification import VerificationError, float64_everywhere
 
 ALL = dict(embed_dim=36, num_heads=6, head_dim=12, mlp_dim=30, num_layers=4)
 
@@ -171,7 +171,7 @@ def test_growing_twice_is_growing_once(tmp_path):
     expand_checkpoint(
         tmp_path / "once", tmp_path / "twice", verify=False, num_layers=3, head_dim=12
     )
-    with small_models.float64_everywhere():
+    with float64_everywhere():
         exact = logits(tmp_path / "source")
         assert difference(exact, logits(tmp_path / "twice")) <= 1e-12
     assert difference(old, logits(tmp_path / "twice")) <= 1e-6

@@ -12,6 +12,7 @@ from small_models import CONFIGS, PLAIN, REFUSED, difference, limit, logits, mak
 from growth.errors import InputError
 from growth.huggingface import expand_checkpoint, plan_expansion
 from growth.huggingface.families import FAMILIES
+from growth.huggingface.verification import float64_everywhere
 
 DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 CASES = [(name, kind) for name in CONFIGS for kind in steps(name)]
@@ -26,7 +27,7 @@ def source(tmp_path_factory):
     def get(name):
         if name not in made:
             directory = make(name, tmp_path_factory.mktemp("model") / "source")
-            with small_models.float64_everywhere():
+            with float64_everywhere():
                 exact = logits(directory)
             made[name] = directory, logits(directory), exact
         return made[name]
@@ -52,7 +53,7 @@ def test_a_grown_model_says_the_same(name, kind, source, tmp_path):
     step = steps(name)[kind]
     expand_checkpoint(directory, tmp_path / "grown", verify=False, **step)
     assert difference(old, logits(tmp_path / "grown")) <= limit(name, step)
-    with small_models.float64_everywhere():
+    with float64_everywhere():
         assert difference(exact, logits(tmp_path / "grown")) <= 1e-12
 
 

@@ -1,47 +1,34 @@
 """The families, each a table of tensors and a map of its config in a file of its own."""
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from growth.huggingface.families import (
-    gemma,
-    gemma2,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    mixtral,
-    olmo,
-    olmo2,
-    opt,
-    phi3,
-    qwen2,
-    qwen3,
-    stablelm,
-    starcoder2,
-)
 from growth.huggingface.family import Family, FamilyError
 
-_MODULES = (
-    gemma,
-    gemma2,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    mixtral,
-    olmo,
-    olmo2,
-    opt,
-    phi3,
-    qwen2,
-    qwen3,
-    stablelm,
-    starcoder2,
+_NAMES = (
+    "gemma",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo",
+    "olmo2",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
 )
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
+# By model_type, which is the name of the file.
+FAMILIES: dict[str, Family] = {
+    name: importlib.import_module(f"{__name__}.{name}").FAMILY for name in _NAMES
+}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

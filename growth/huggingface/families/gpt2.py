@@ -1,12 +1,10 @@
 """GPT-2: LayerNorm, learned positions, weights that hold [inputs, outputs]."""
 
 from growth.huggingface.families.parts import activation
-from growth.huggingface.families.tables import LAYER, norm
+from growth.huggingface.families.tables import LAYER, fused_attention, norm
 from growth.huggingface.family import Config, Family, Tensor
 
 _AT = "transformer.h.{layers}"
-_ROLES = ("query", "key", "value")
-_QKV = tuple(f"{LAYER}attention/{role}" for role in _ROLES)
 
 
 def _layer(path: str, role: str, axes: str, bias: str, reference: str) -> tuple[Tensor, Tensor]:
@@ -20,18 +18,7 @@ _TENSORS = (
     Tensor("transformer.wte.weight", "embedding", "vocab embed", ("embed/embedding",)),
     Tensor("transformer.wpe.weight", "position", "length embed", ("position",)),
     *norm(f"{_AT}.ln_1", LAYER + "attention_norm"),
-    Tensor(
-        f"{_AT}.attn.c_attn.weight",
-        _ROLES,
-        "embed (role kv_heads qk)",
-        tuple(f"{path}/kernel" for path in _QKV),
-    ),
-    Tensor(
-        f"{_AT}.attn.c_attn.bias",
-        _ROLES,
-        "(role kv_heads qk)",
-        tuple(f"{path}/bias" for path in _QKV),
-    ),
+    *fused_attention(f"{_AT}.attn.c_attn", "embed (role kv_heads qk)", "(role kv_heads qk)"),
     *_layer("attn.c_proj", "attention_out", "(kv_heads v) embed", "embed", "attention/out"),
     *norm(f"{_AT}.ln_2", LAYER + "mlp_norm"),
     *_layer("mlp.c_fc", "mlp_in", "embed mlp", "mlp", "mlp/up"),

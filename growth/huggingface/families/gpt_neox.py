@@ -1,29 +1,18 @@
 """GPT-NeoX (Pythia): LayerNorm, branches that read the same stream, a turned part of each head."""
 
 from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
-from growth.huggingface.families.tables import LAYER, embedding, linear, norm
+from growth.huggingface.families.tables import LAYER, embedding, fused_attention, linear, norm
 from growth.huggingface.family import Config, Family, Tensor
 from growth.huggingface.rotary import Names
 
 _AT = "gpt_neox.layers.{layers}"
-_ROLES = ("query", "key", "value")
-_QKV = tuple(f"{LAYER}attention/{role}" for role in _ROLES)
 
 _TENSORS = (
     *embedding("gpt_neox.embed_in.weight"),
     *norm(f"{_AT}.input_layernorm", LAYER + "attention_norm"),
     *norm(f"{_AT}.post_attention_layernorm", LAYER + "mlp_norm"),
-    Tensor(
-        f"{_AT}.attention.query_key_value.weight",
-        _ROLES,
-        "(kv_heads role qk) embed",
-        tuple(f"{path}/kernel" for path in _QKV),
-    ),
-    Tensor(
-        f"{_AT}.attention.query_key_value.bias",
-        _ROLES,
-        "(kv_heads role qk)",
-        tuple(f"{path}/bias" for path in _QKV),
+    *fused_attention(
+        f"{_AT}.attention.query_key_value", "(kv_heads role qk) embed", "(kv_heads role qk)"
     ),
     *linear(
         f"{_AT}.attention.dense", "attention_out", "embed (kv_heads v)", LAYER + "attention/out"

@@ -1,23 +1,14 @@
 """Mistral: a Llama that may see a window only."""
 
-from growth.huggingface.families.parts import activation
+from growth.huggingface.families.parts import windowed
 from growth.huggingface.families.tables import LLAMA
-from growth.huggingface.family import Config, Family
-
-
-def _fields(config: Config) -> dict:
-    return dict(
-        activation=activation(config["hidden_act"]),
-        tied_embeddings=config["tie_word_embeddings"],
-        window=config["sliding_window"],
-    )
-
+from growth.huggingface.family import Family
 
 FAMILY = Family(
     "mistral",
     "MistralForCausalLM",
     LLAMA,
-    _fields,
+    windowed,
     defaults=dict(
         hidden_act="silu",
         tie_word_embeddings=False,

@@ -1,8 +1,8 @@
 """Mixtral: a Mistral whose MLP is one of several experts, which a router chooses for each token."""
 
-from growth.huggingface.families.parts import activation
+from growth.huggingface.families.parts import windowed
 from growth.huggingface.families.tables import ATTENTION, EMBEDDINGS, FINAL_NORM, NORMS
-from growth.huggingface.family import Config, Family, Tensor
+from growth.huggingface.family import Family, Tensor
 
 _MOE = "model.layers.{layers}.block_sparse_moe"
 
@@ -14,19 +14,11 @@ _EXPERTS = (
 )
 
 
-def _fields(config: Config) -> dict:
-    return dict(
-        activation=activation(config["hidden_act"]),
-        tied_embeddings=config["tie_word_embeddings"],
-        window=config["sliding_window"],
-    )
-
-
 FAMILY = Family(
     "mixtral",
     "MixtralForCausalLM",
     (*EMBEDDINGS, *NORMS, *ATTENTION, *_EXPERTS, *FINAL_NORM),
-    _fields,
+    windowed,
     defaults=dict(
         hidden_act="silu",
         tie_word_embeddings=False,

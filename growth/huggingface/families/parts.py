@@ -60,3 +60,18 @@ def windows(
             f"{' and '.join(known)}"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def windowed(config: Config) -> dict[str, Any]:
+    """The fields of a Llama without biases that may see a window, the same in all layers."""
+    return dict(
+        activation=activation(config["hidden_act"]),
+        tied_embeddings=config["tie_word_embeddings"],
+        window=config["sliding_window"],
+    )
+
+
+def window_above(config: Config) -> tuple[int | None, ...]:
+    """The window of each layer, where layers from `max_window_layers` on slide (Qwen)."""
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    return windows(config, window, lambda layer: layer >= config["max_window_layers"])

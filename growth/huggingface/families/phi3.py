@@ -1,21 +1,24 @@
 """Phi 3: a Llama whose queries, keys and values share a matrix, and gate and up another."""
 
-from growth.huggingface.families.parts import activation
-from growth.huggingface.families.tables import EMBEDDINGS, FINAL_NORM, LAYER, NORMS, linear
-from growth.huggingface.family import Config, Family, Tensor
+from growth.huggingface.families.parts import windowed
+from growth.huggingface.families.tables import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    LAYER,
+    NORMS,
+    fused_attention,
+    linear,
+)
+from growth.huggingface.family import Family, Tensor
 from growth.huggingface.rotary import Names
 
 _AT = "model.layers.{layers}"
-_ROLES = ("query", "key", "value")
 
 _TENSORS = (
     *EMBEDDINGS,
     *NORMS,
-    Tensor(
-        f"{_AT}.self_attn.qkv_proj.weight",
-        _ROLES,
-        "(role kv_heads group qk) embed",
-        tuple(f"{LAYER}attention/{role}/kernel" for role in _ROLES),
+    *fused_attention(
+        f"{_AT}.self_attn.qkv_proj", "(role kv_heads group qk) embed", "(role kv_heads group qk)"
     ),
     *linear(
         f"{_AT}.self_attn.o_proj",
@@ -34,19 +37,11 @@ _TENSORS = (
 )
 
 
-def _fields(config: Config) -> dict:
-    return dict(
-        activation=activation(config["hidden_act"]),
-        tied_embeddings=config["tie_word_embeddings"],
-        window=config["sliding_window"],
-    )
-
-
 FAMILY = Family(
     "phi3",
     "Phi3ForCausalLM",
     _TENSORS,
-    _fields,
+    windowed,
     defaults=dict(
         hidden_act="silu",
         tie_word_embeddings=False,

@@ -1,6 +1,6 @@
 """Qwen 2: a Llama with biases of queries, keys and values; later layers may see a window only."""
 
-from growth.huggingface.families.parts import activation, windows
+from growth.huggingface.families.parts import activation, window_above
 from growth.huggingface.families.tables import LLAMA
 from growth.huggingface.family import Config, Family
 
@@ -10,11 +10,7 @@ def _fields(config: Config) -> dict:
         activation=activation(config["hidden_act"]),
         tied_embeddings=config["tie_word_embeddings"],
         use_bias=("query", "key", "value"),
-        window=windows(
-            config,
-            config["sliding_window"] if config["use_sliding_window"] else None,
-            lambda layer: layer >= config["max_window_layers"],
-        ),
+        window=window_above(config),
     )
 
 

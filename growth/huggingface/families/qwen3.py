@@ -1,6 +1,6 @@
 """Qwen 3: a Llama with a norm over each query and key; later layers may see a window only."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases, windows
+from growth.huggingface.families.parts import activation, all_or_no_biases, window_above
 from growth.huggingface.families.tables import HEAD_NORMS, LLAMA
 from growth.huggingface.family import Config, Family
 
@@ -11,11 +11,7 @@ def _fields(config: Config) -> dict:
         tied_embeddings=config["tie_word_embeddings"],
         use_bias=all_or_no_biases(attention=config["attention_bias"], mlp=False),
         qk_norm="head",
-        window=windows(
-            config,
-            config["sliding_window"] if config["use_sliding_window"] else None,
-            lambda layer: layer >= config["max_window_layers"],
-        ),
+        window=window_above(config),
     )
 
 

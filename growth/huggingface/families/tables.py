@@ -40,6 +40,21 @@ def qk_norm(path: str, reference: str, axes: str) -> tuple[Tensor]:
     return (Tensor(f"{path}.weight", "qk_norm", axes, (f"{reference}/scale",)),)
 
 
+def fused_attention(path: str, weight: str, bias: str) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values in one linear layer.
+
+    Args:
+      path: of the module.
+      weight, bias: the axes of its arrays, one of them `role`.
+    """
+    roles = ("query", "key", "value")
+    at = [f"{LAYER}attention/{role}" for role in roles]
+    return (
+        Tensor(f"{path}.weight", roles, weight, tuple(f"{path}/kernel" for path in at)),
+        Tensor(f"{path}.bias", roles, bias, tuple(f"{path}/bias" for path in at)),
+    )
+
+
 def attention(prefix: str, out: str = "o_proj") -> tuple[Tensor, ...]:
     """Attention of four linear layers: `q_proj`, `k_proj`, `v_proj`, and one that writes."""
     at = LAYER + "attention/"
