@@ -55,11 +55,15 @@ def gradmax(
     def objective(params: Any) -> jax.Array:
         return first_gradient(loss, params, zero_side)
 
-    def ascend(_: int, params: Any) -> Any:
+    def ascend(step: jax.Array, params: Any) -> Any:
         here = by_name(params, blueprint, plan.target)
         slopes = by_name(jax.grad(objective)(params), blueprint, plan.target)
         kept, moved = sources.from_tree(here, plan), _moved(here, slopes, plan)
-        values = {s: moved if isinstance(s, GradMax) else kept for s in choice.sources}
+
+        def moves(source: GradMax) -> FreeValues:
+            return lambda *part: jnp.where(step < source.steps, moved(*part), kept(*part))
+
+        values = {s: moves(s) if isinstance(s, GradMax) else kept for s in choice.sources}
         free = sources.chosen(choice, values, plan)
         return grow(tree, plan, blueprint, free, like=params)
 

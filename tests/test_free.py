@@ -228,6 +228,23 @@ def test_gradmax_of_one_transformation_leaves_the_others_alone():
         assert not mark.any() or np.abs(np.asarray(one - other)[mark]).max() > 1e-3
 
 
+def test_each_gradmax_ends_after_its_own_steps():
+    plan = growth.compose(growth.mlp_expansion(9), growth.heads_expansion(6))(
+        ARCHITECTURES["paper"]
+    )
+    fresh, loss = random_parameters(plan.target, seed=1), loss_of(plan.target)
+    trees = []
+    for steps in (1, 3):
+        free = {"mlp_expansion": "gradmax:1", "heads_expansion": f"gradmax:{steps}"}
+        trees.append(growth.expand(source("paper"), plan, fresh=fresh, free=free, loss=loss))
+    up, value = (
+        [np.asarray(tree["layers_0"][part][name]["kernel"]) for tree in trees]
+        for part, name in (("mlp", "up"), ("attention", "value"))
+    )
+    np.testing.assert_array_equal(*up)
+    assert np.abs(value[0] - value[1]).max() > 1e-3
+
+
 @pytest.mark.full
 def test_gradmax_works_on_any_model_with_a_blueprint():
     model = foreign_models.MODELS["Linen GPT"]
