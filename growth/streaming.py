@@ -23,8 +23,8 @@ from growth.roles import FREE, MEAN, ZERO, fill, offset
 # How many random numbers are drawn at once: they stay in the processor's cache.
 _AT_ONCE = 1 << 18
 
-# A model's initializer: an array's name and role to a standard deviation around zero, or to a
-# constant and no deviation, as (constant, deviation).
+# A model's initializer: an array's name and role to the center of a normal distribution and its
+# standard deviation, which may be zero.
 Initializer = Callable[[str, str], tuple[float, float]]
 
 

@@ -134,8 +134,10 @@ def plan_expansion(
       InputError: one of these is wrong, the checkpoint is broken or of an unknown family, or there
         is no exact way; the message says which and what would be.
     """
-    checkpoint = open_checkpoint(Path(source))
     chosen = _choice(free)
+    if seed < 0:
+        raise InputError(f"seed is {seed}, but it must be at least 0")
+    checkpoint = open_checkpoint(Path(source))
     step = grow_to(
         embed_dim=embed_dim,
         num_layers=num_layers,

@@ -165,6 +165,7 @@ def test_no_checkpoint(tmp_path):
         (dict(head_dim=900), "ends at 3.4e[+]38: head_dim must stay smaller|no float can hold"),
         (dict(mlp_dim=30, free="gradmax"), "for a checkpoint it is 'fresh', 'copy'"),
         (dict(mlp_dim=30, free="zeros"), "zeros are refused"),
+        (dict(mlp_dim=30, seed=-1), "seed is -1, but it must be at least 0"),
         (dict(mlp_dim=30, dtype="int8"), "dtype is 'int8', but it must be one of float64"),
         (dict(mlp_dim=30, max_shard_size="5XB"), "max_shard_size is '5XB', but it must be bytes"),
     ],

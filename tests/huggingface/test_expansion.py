@@ -38,6 +38,7 @@ def test_several_files_and_every_dtype(kept, code, tmp_path):
         tmp_path / "source",
         tmp_path / "grown",
         max_shard_size="30KB",
+        free={"layer_addition": "copy"},
         progress=lambda done, total, name: seen.append((done, total, name)),
         **ALL,
     )
