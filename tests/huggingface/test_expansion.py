@@ -53,7 +53,7 @@ def test_several_files_and_every_dtype(kept, code, tmp_path):
     assert verified.exact <= 1e-12
     assert verified.stored <= {"F32": 1e-5, "BF16": 3e-2, "F16": 3e-3}[code]
     if code == "F32":
-        assert verified.generated == (64, 64)
+        assert verified.generated == (40, 40)
         assert verified.agreement == 1
 
 
@@ -100,7 +100,7 @@ def test_the_card_says_what_was_done(tmp_path):
         "| num_layers | 2 | 4 |",
         "New layers: 1, 3",
         "copy:10, seed 7",
-        "same greedy continuation   64 of 64 tokens",
+        "same greedy continuation   40 of 40 tokens",
     ):
         assert said in card
     expand_checkpoint(tmp_path / "source", tmp_path / "unseen", verify=False, **ALL)
