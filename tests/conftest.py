@@ -21,14 +21,16 @@ from hypothesis import HealthCheck, settings
 
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "default", max_examples=30, derandomize=True, deadline=None, suppress_health_check=_slow
+    "default", max_examples=20, derandomize=True, deadline=None, suppress_health_check=_slow
 )
-settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=_slow)
+settings.register_profile("full", max_examples=200, deadline=None, suppress_health_check=_slow)
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--full", action="store_true", help="also the long tests, and ten times the random cases"
+        "--full",
+        action="store_true",
+        help="also the long tests, and fifteen times the random cases",
     )
 
 

@@ -157,7 +157,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", networks.first(STEPS, "mlp", "qk"))
+@pytest.mark.parametrize("step", networks.first(STEPS, "qk"))
 @pytest.mark.parametrize("name", ["mixed"])
 def test_gradmax_makes_the_first_gradient_larger_and_keeps_the_function(name, step):
     architecture = ARCHITECTURES[name]

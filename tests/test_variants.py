@@ -94,6 +94,12 @@ def test_all_possible_steps_at_once_preserve_the_function(name):
     plan = steps_for(name)["all"](VARIANTS[name])
     grown = growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
     assert difference(old, logits(plan.target, grown)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", networks.first(VARIANTS, *SCALED))
+def test_the_models_own_initializer_preserves_the_function(name):
+    parameters, old = source(name)
+    plan = steps_for(name)["all"](VARIANTS[name])
     initialized = growth.expand(parameters, plan, key=KEY)
     assert difference(old, logits(plan.target, initialized)) <= 1e-12
 

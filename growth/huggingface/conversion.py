@@ -125,11 +125,11 @@ def save(
             tensors.write_json(directory / INDEX, tensors.index(files))
         for file, held in files.items():
             with tensors.Writer(directory / file, held) as writer:
-                for n, spec in held.items():
-                    array = np.zeros(spec.shape, DTYPES[spec.dtype])
+                for n in writer.names:
+                    array = np.zeros(held[n].shape, DTYPES[held[n].dtype])
                     for here, there in _pairs(kind, targets[n], array, arrays, architecture):
                         here[...] = there
-                    writer.write(n, array)
+                    writer.write(array)
 
 
 def _check_covered(limits: Mapping[str, str]) -> None:

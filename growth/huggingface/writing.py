@@ -3,13 +3,15 @@
 What is in memory at once is bounded by what the largest tensor takes.
 """
 
+import collections
 import concurrent.futures
-import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
+
+import numpy as np
 
 from growth.huggingface import tensors
 from growth.huggingface.checkpoint import INDEX, SINGLE
@@ -37,16 +39,42 @@ def write(expansion: Expansion, directory: Path, progress: Progress = silent) ->
     if len(files) > 1:
         tensors.write_json(directory / INDEX, tensors.index(files))
     limit = max(_memory(expansion, name) for name in expansion.targets)
-    budget, done = _Budget(limit), _Done(expansion.bytes, progress)
-    for file, held in expansion.files.items():
-        with tensors.Writer(directory / file, files[file]) as writer:
+    names = {source.stored(name): name for name in expansion.targets}
+    done = 0
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for file, held in files.items():
+            with tensors.Writer(directory / file, held) as writer:
+                order = [names[stored] for stored in writer.names]
+                for name, array in _grown(expansion, order, pool, limit):
+                    writer.write(array)
+                    done += expansion.specs[name].bytes
+                    progress(done, expansion.bytes, name)
 
-            def grow(name: str, writer: tensors.Writer = writer) -> None:
-                with budget.spent(_memory(expansion, name)):
-                    writer.write(source.stored(name), expansion.grow(name))
-                done.add(expansion.specs[name].bytes, name)
 
-            _for_each(grow, list(held))
+def _grown(
+    expansion: Expansion, names: Sequence[str], pool: Executor, limit: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors of the result in order, while the threads of a pool grow the next ones.
+
+    What they take together stays within a limit, in bytes.
+    """
+    ahead: collections.deque[tuple[str, int, Future[np.ndarray]]] = collections.deque()
+    taken = 0
+    try:
+        for name in names:
+            needed = _memory(expansion, name)
+            while ahead and (taken + needed > limit or len(ahead) > 2 * _THREADS):
+                first, freed, array = ahead.popleft()
+                yield first, array.result()
+                taken -= freed
+            ahead.append((name, needed, pool.submit(expansion.grow, name)))
+            taken += needed
+        while ahead:
+            first, _, array = ahead.popleft()
+            yield first, array.result()
+    finally:
+        for _, _, array in ahead:
+            array.cancel()
 
 
 def write_source(expansion: Expansion, directory: Path) -> None:
@@ -55,9 +83,10 @@ def write_source(expansion: Expansion, directory: Path) -> None:
     tensors.write_json(directory / "config.json", source.config)
     kind = next(iter(expansion.specs.values())).dtype
     specs = {source.stored(name): Spec(source.spec(name).shape, kind) for name in source.parameters}
+    names = {source.stored(name): name for name in source.parameters}
     with tensors.Writer(directory / SINGLE, specs) as writer:
-        for name in source.parameters:
-            writer.write(source.stored(name), source.read(name).astype(tensors.DTYPES[kind]))
+        for stored in writer.names:
+            writer.write(source.read(names[stored]).astype(tensors.DTYPES[kind]))
 
 
 def estimated_seconds(expansion: Expansion) -> float:
@@ -75,51 +104,7 @@ def estimated_seconds(expansion: Expansion) -> float:
     return expansion.bytes * (time.perf_counter() - began) / grown / _THREADS
 
 
-def _for_each(function: Callable[[str], None], names: list[str]) -> None:
-    """Calls a function for each name on a few threads; stops at the first error."""
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        calls = [pool.submit(function, name) for name in names]
-        try:
-            for call in concurrent.futures.as_completed(calls):
-                call.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _memory(expansion: Expansion, name: str) -> int:
     """Bytes that it takes to make a tensor: the old one, mapped and as an array, and the new."""
     old = expansion.source.spec(expansion.source_name(name))
     return 2 * old.bytes + expansion.specs[name].bytes
-
-
-class _Budget:
-    """Lets threads go on while what they use together is within a limit."""
-
-    def __init__(self, limit: int):
-        self._left, self._changed = limit, threading.Condition()
-
-    @contextlib.contextmanager
-    def spent(self, amount: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: amount <= self._left)
-            self._left -= amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += amount
-                self._changed.notify_all()
-
-
-class _Done:
-    """Counts bytes for the progress, one thread at a time."""
-
-    def __init__(self, total: int, progress: Progress):
-        self._done, self._total, self._progress = 0, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, amount: int, name: str) -> None:
-        with self._lock:
-            self._done += amount
-            self._progress(self._done, self._total, name)

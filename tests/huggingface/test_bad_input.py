@@ -253,7 +253,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def test_an_error_while_a_file_is_written_leaves_nothing(single, monkeypatch):
-    def failing(writer, name, array):
+    def failing(writer, array):
         raise OSError(errno.EIO, "the disk is broken")
 
     monkeypatch.setattr(tensors.Writer, "write", failing)
