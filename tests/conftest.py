@@ -30,7 +30,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--full",
         action="store_true",
-        help="also the long tests, and fifteen times the random cases",
+        help="also the long tests, and many more random cases",
     )
 
 
