@@ -15,10 +15,8 @@ from growth.errors import InputError
 from growth.huggingface import rotary, tensors
 from growth.huggingface.families import family_of
 from growth.huggingface.family import Family
-from growth.huggingface.tensors import CheckpointFileError, Spec
+from growth.huggingface.tensors import INDEX, SINGLE, CheckpointFileError, Spec
 from growth.models import blueprint
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # Files that hold numbers in other formats, or that a larger model has not.
 _NOT_CARRIED = re.compile(

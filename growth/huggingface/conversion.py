@@ -5,7 +5,7 @@ Both sides name the axes of their arrays, so a tensor is carried over by transpo
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from growth import layout, trees
 from growth.architecture import Architecture
 from growth.blueprint import Parameter, siblings
 from growth.huggingface import tensors
-from growth.huggingface.checkpoint import INDEX, open_checkpoint, read_json
+from growth.huggingface.checkpoint import open_checkpoint, read_json
 from growth.huggingface.families import FAMILIES, family_of
 from growth.huggingface.family import Config, Family, FamilyError, Tensor
 from growth.huggingface.tensors import DTYPES, Spec
@@ -116,20 +116,19 @@ def save(
     specs = {n: Spec(_shape(kind, p, architecture), tensors.code(name)) for n, p in targets.items()}
     files = tensors.shards(specs, tensors.number_of_bytes(max_shard_size))
     said["torch_dtype" if "torch_dtype" in said else "dtype"] = name
+
+    def tensors_of(names: Sequence[str]) -> Iterator[np.ndarray]:
+        for n in names:
+            array = np.zeros(specs[n].shape, DTYPES[specs[n].dtype])
+            for here, there in _pairs(kind, targets[n], array, arrays, architecture):
+                here[...] = there
+            yield array
+
     output.parent.mkdir(parents=True, exist_ok=True)
     with staged(output, sum(spec.bytes for spec in specs.values())) as directory:
         for path in carried:
             shutil.copy2(path, directory / path.name)
-        tensors.write_json(directory / "config.json", said)
-        if len(files) > 1:
-            tensors.write_json(directory / INDEX, tensors.index(files))
-        for file, held in files.items():
-            with tensors.Writer(directory / file, held) as writer:
-                for n in writer.names:
-                    array = np.zeros(held[n].shape, DTYPES[held[n].dtype])
-                    for here, there in _pairs(kind, targets[n], array, arrays, architecture):
-                        here[...] = there
-                    writer.write(array)
+        tensors.write_files(directory, said, files, tensors_of)
 
 
 def _check_covered(limits: Mapping[str, str]) -> None:

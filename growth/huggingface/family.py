@@ -156,7 +156,7 @@ class Family:
         for name, other in self.repeats.items():
             if name in config and config[name] == config.get(other):
                 grown[name] = grown[other]
-        if self.rope is not None and target.layers[0].qk_dim != source.layers[0].qk_dim:
+        if self.rope is not None and shape.qk_dim != source.layers[0].qk_dim:
             grown = rotary.written(grown, self.rope, target)
         if self.layer_types and target.num_layers != source.num_layers:
             grown["layer_types"] = _layer_types(target)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from growth.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # The dtypes that can be grown, by their names in a file.
 DTYPES: dict[str, np.dtype] = {
@@ -138,7 +140,7 @@ def shards(tensors: Mapping[str, Spec], max_bytes: int) -> dict[str, dict[str, S
         files[-1][name] = spec
         filled += spec.bytes
     if len(files) == 1:
-        return {"model.safetensors": files[0]}
+        return {SINGLE: files[0]}
     return {
         f"model-{number:05}-of-{len(files):05}.safetensors": held
         for number, held in enumerate(files, start=1)
@@ -155,6 +157,29 @@ def index(files: Mapping[str, Mapping[str, Spec]]) -> dict[str, Any]:
         },
         "weight_map": {name: file for file, held in files.items() for name in sorted(held)},
     }
+
+
+def write_files(
+    directory: Path,
+    config: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Spec]],
+    arrays: Callable[[Sequence[str]], Iterable[np.ndarray]],
+) -> None:
+    """Writes `config.json`, all tensors, and the index where they are in several files.
+
+    Args:
+      directory: where; it is there.
+      config: what `config.json` says.
+      files: the tensors of each file.
+      arrays: gives the tensors of some names, in that order.
+    """
+    write_json(directory / "config.json", config)
+    if len(files) > 1:
+        write_json(directory / INDEX, index(files))
+    for file, held in files.items():
+        with Writer(directory / file, held) as writer:
+            for array in arrays(writer.names):
+                writer.write(array)
 
 
 def code(dtype: str) -> str:

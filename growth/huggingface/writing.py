@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from growth.huggingface import tensors
-from growth.huggingface.checkpoint import INDEX, SINGLE
 from growth.huggingface.expansion import Expansion
 from growth.huggingface.tensors import Spec
 
@@ -30,25 +29,24 @@ def silent(done: int, total: int, name: str) -> None:
 
 def write(expansion: Expansion, directory: Path, progress: Progress = silent) -> None:
     """Writes `config.json` and all tensors of a larger model to a directory that is there."""
-    tensors.write_json(directory / "config.json", expansion.config)
     source = expansion.source
     files = {
         file: {source.stored(name): spec for name, spec in held.items()}
         for file, held in expansion.files.items()
     }
-    if len(files) > 1:
-        tensors.write_json(directory / INDEX, tensors.index(files))
     limit = max(_memory(expansion, name) for name in expansion.targets)
     names = {source.stored(name): name for name in expansion.targets}
     done = 0
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for file, held in files.items():
-            with tensors.Writer(directory / file, held) as writer:
-                order = [names[stored] for stored in writer.names]
-                for name, array in _grown(expansion, order, pool, limit):
-                    writer.write(array)
-                    done += expansion.specs[name].bytes
-                    progress(done, expansion.bytes, name)
+
+        def arrays(stored: Sequence[str]) -> Iterator[np.ndarray]:
+            nonlocal done
+            for name, array in _grown(expansion, [names[n] for n in stored], pool, limit):
+                yield array
+                done += expansion.specs[name].bytes
+                progress(done, expansion.bytes, name)
+
+        tensors.write_files(directory, expansion.config, files, arrays)
 
 
 def _grown(
@@ -80,13 +78,14 @@ def _grown(
 def write_source(expansion: Expansion, directory: Path) -> None:
     """Writes the smaller model, in the dtype of the larger one's first tensor."""
     source = expansion.source
-    tensors.write_json(directory / "config.json", source.config)
     kind = next(iter(expansion.specs.values())).dtype
     specs = {source.stored(name): Spec(source.spec(name).shape, kind) for name in source.parameters}
     names = {source.stored(name): name for name in source.parameters}
-    with tensors.Writer(directory / SINGLE, specs) as writer:
-        for stored in writer.names:
-            writer.write(source.read(names[stored]).astype(tensors.DTYPES[kind]))
+
+    def arrays(stored: Sequence[str]) -> Iterator[np.ndarray]:
+        return (source.read(names[n]).astype(tensors.DTYPES[kind]) for n in stored)
+
+    tensors.write_files(directory, source.config, {tensors.SINGLE: specs}, arrays)
 
 
 def estimated_seconds(expansion: Expansion) -> float:
