@@ -96,12 +96,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     for name, path in files.items():
         if name not in headers[path]:
             raise CheckpointFileError(f"{INDEX} says that {path.name} has {name}, but it has not")
-    specs = {name: headers[path][name] for name, path in files.items()}
     left_out = {name for name in files if re.fullmatch(family.buffers, name)}
     if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
         left_out |= {name for name in files if name in _output_layers(family)}
     files = {name: path for name, path in files.items() if name not in left_out}
-    specs = {name: specs[name] for name in files}
+    specs = {name: headers[path][name] for name, path in files.items()}
     for name, spec in specs.items():
         if spec.dtype not in tensors.DTYPES:
             raise CheckpointFileError(
