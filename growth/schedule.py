@@ -1,8 +1,9 @@
 """The growth schedule: when a run grows, and to what.
 
 A schedule is data: a sequence of mappings, each with the `step` after which the run grows and the
-sizes that are larger from then on; `free` may say what new entries are. `stages` turns it into the
-run's stages, and refuses, before anything has been trained, whatever would not work later.
+sizes that are larger from then on; `free` may say what new entries are, `moments` and `rewarming`
+how they join the optimizer. `stages` turns it into the run's stages, and refuses, before anything
+has been trained, whatever would not work later.
 """
 
 import dataclasses
@@ -19,12 +20,15 @@ from growth.planning import GrowthPlan
 from growth.transformations import grow_to
 
 _SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
-
-
 _OPTIONS = ("free", "moments", "rewarming")
 
 # How second moments of new entries may begin; the first is the default.
 MOMENTS = (*POLICIES, "age")
+
+# How the learning rate rises after growth where a growth step does not say: the one that showed no
+# spike in docs/moments.md. A short stage spends no more than this share of its steps on it.
+REWARMING = Rewarming(steps=100)
+_LARGEST_SHARE = 1 / 4
 
 
 class ScheduleError(InputError):
@@ -71,7 +75,8 @@ def stages(
       architecture: what the run starts with.
       growth: the growth steps, in order. Each has a `step`, the arguments of `growth.grow_to`, and
         maybe `free`, as for `growth.expand`, `moments` and `rewarming`, as in `Stage`:
-        `dict(step=600, num_layers=6, free="copy", rewarming=dict(steps=100))`.
+        `dict(step=600, num_layers=6, free="copy", rewarming=dict(steps=50))`. Where rewarming is
+        not said it is `REWARMING`, over at most a quarter of the stage.
       num_steps: optimizer steps of the whole run.
 
     Raises:
@@ -101,7 +106,10 @@ def stages(
             raise ScheduleError(f"{where}: {sizes} changes nothing in {last.architecture}")
         result[-1] = dataclasses.replace(last, stop=step)
         result.append(Stage(index + 1, step, num_steps, plan.target, plan, **options))
-    return tuple(result)
+    return tuple(
+        stage if stage.plan is None or "rewarming" in growth[stage.index - 1] else _rewarmed(stage)
+        for stage in result
+    )
 
 
 def training_flops(stages: Sequence[Stage], tokens_per_step: int) -> tuple[float, ...]:
@@ -126,8 +134,16 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
             )
         rewarming = Rewarming(**rewarming)
     if not isinstance(rewarming, Rewarming | None):
-        raise ScheduleError(f"rewarming is {rewarming!r}, but it must be a mapping with steps")
+        raise ScheduleError(
+            f"rewarming is {rewarming!r}, but it must be a mapping with steps, or None"
+        )
     return {"free": choice(entry.get("free", FRESH)), "moments": moments, "rewarming": rewarming}
+
+
+def _rewarmed(stage: Stage) -> Stage:
+    """A stage with the default rewarming."""
+    steps = min(REWARMING.steps, max(1, int(stage.num_steps * _LARGEST_SHARE)))
+    return dataclasses.replace(stage, rewarming=dataclasses.replace(REWARMING, steps=steps))
 
 
 def _check_names(entry: Mapping[str, Any], where: str) -> None:

@@ -117,7 +117,7 @@ def test_the_rate_of_entries_rises_after_growth(entries):
     ramp = Rewarming(4, start=0.2, entries=entries)
     events = [
         Event(3, first, rewarming=ramp),
-        Event(5, second, rewarming=Rewarming(2, 0.5, "constant")),
+        Event(5, second, rewarming=Rewarming(2, 0.5, "constant", "new")),
     ]
     tx = rewarm(events)
     trees = [
@@ -138,8 +138,8 @@ def test_the_rate_of_entries_rises_after_growth(entries):
                 )
     assert shares[1, 0] == {1.0}
     old = [shares[step, 0] for step in range(4, 9)]
-    assert old == ([{0.2}, {0.4}, {0.6}, {0.8}, {1.0}] if entries == "all" else [{1.0}] * 5)
-    assert [shares[step, 3] for step in range(4, 9)] == [{0.2}, {0.4}, {0.6}, {0.8}, {1.0}]
+    assert old == ([{0.4}, {0.6}, {0.8}, {1.0}, {1.0}] if entries == "all" else [{1.0}] * 5)
+    assert [shares[step, 3] for step in range(4, 9)] == [{0.4}, {0.6}, {0.8}, {1.0}, {1.0}]
     assert [max(shares[step, 5]) <= 0.5 for step in (6, 7)] == [True, True]
     assert shares[8, 5] == {1.0}
 
@@ -148,9 +148,9 @@ def test_without_such_events_updates_stay():
     (_, plan), *_ = events_of(ARCHITECTURES["paper"])
     tree = random_parameters(ARCHITECTURES["paper"])
     for tx in (correct_by_age([Event(3, plan)], 0.9, 0.99), rewarm([]), rewarm([Event(3, plan)])):
-        updates, _ = tx.update(tree, tx.init(tree))
+        updates, state = tx.update(tree, tx.init(tree))
         assert all(a is b for a, b in zip(*map(jax.tree.leaves, (updates, tree)), strict=True))
-    assert rewarm([]).init(tree) == optax.EmptyState()
+        assert state.steps == 1  # so that growth may be added to the schedule of a run
 
 
 def test_updates_that_fit_no_stage_are_refused():
@@ -173,7 +173,7 @@ def test_updates_that_fit_no_stage_are_refused():
         ),
         (
             dict(steps=2, entries="old"),
-            "rewarming entries is 'old', but it must be one of new, all",
+            "rewarming entries is 'old', but it must be one of all, new",
         ),
     ],
 )
@@ -204,6 +204,18 @@ def test_a_stage_says_how_its_new_entries_join():
         20,
     )
     assert (stage.moments, stage.rewarming) == ("age", Rewarming(5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "steps"), [(10_000, 100), (403, 100), (402, 99), (43, 10), (4, 1)]
+)
+def test_all_entries_warm_up_unless_a_schedule_says_otherwise(num_steps, steps):
+    """Over a hundred steps, or a quarter of the stage."""
+    growth_step = dict(step=3, mlp_dim=12)
+    _, stage = stages(ARCHITECTURES["paper"], [growth_step], num_steps)
+    assert stage.rewarming == Rewarming(steps, start=0.0, shape="linear", entries="all")
+    _, stage = stages(ARCHITECTURES["paper"], [{**growth_step, "rewarming": None}], num_steps)
+    assert stage.rewarming is None
 
 
 def test_decoupled_decay_shrinks_rescaled_weights_by_the_same_share():

@@ -53,7 +53,7 @@ _VERIFY = flags.DEFINE_bool(
 )
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest if not given.")
 _MOMENTS = flags.DEFINE_enum(
-    "moments", "zeros", ["zeros", "mean"], "How second moments of a run's new entries begin."
+    "moments", "zeros", ["zeros", "mean", "age"], "How second moments of a run's new entries begin."
 )
 
 
@@ -110,7 +110,8 @@ def _expand_run(sizes: dict[str, Any]) -> None:
         sizes |= dict(qk_dim=width, v_dim=width)
     if "layer_positions" in sizes:
         sizes["position"] = tuple(sizes.pop("layer_positions"))
-    expansion = plan_run(_SOURCE.value, sizes, _STEP.value)
+    growth = sizes | dict(free=_FREE.value, moments=_MOMENTS.value)
+    expansion = plan_run(_SOURCE.value, growth, _STEP.value)
     plan = expansion.plan
     rows = [(name, str(old), str(new)) for name, (old, new) in plan.changes.items()]
     counts = [f"{arch.num_parameters:,}" for arch in (plan.source, plan.target)]
@@ -120,9 +121,7 @@ def _expand_run(sizes: dict[str, Any]) -> None:
         print("nothing is written")
         return
     assert _OUTPUT.value is not None
-    difference = expand_run(
-        expansion, _OUTPUT.value, free=_FREE.value, seed=_SEED.value, moments=_MOMENTS.value
-    )
+    difference = expand_run(expansion, _OUTPUT.value, seed=_SEED.value)
     print(f"logits in float32, largest difference / largest logit: {difference:.1e}")
     print(f"written: {_OUTPUT.value}; its config.py trains it on from step {expansion.step:,}")
 

@@ -25,22 +25,22 @@ class Rewarming:
 
     Attributes:
       steps: for how many steps.
-      start: the share of the rate at first.
-      shape: "linear": the share rises to 1 over these steps; "constant": it stays until then.
-      entries: "new": for the entries that this growth has added; "all": for all.
+      start: the share of the rate that it begins with.
+      shape: "linear": the share rises to 1 over these steps; "constant": it stays as long.
+      entries: "all", or "new": for the entries that this growth has added.
     """
 
     steps: int
     start: float = 0.0
     shape: str = "linear"
-    entries: str = "new"
+    entries: str = "all"
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"rewarming steps is {self.steps!r}, but it must be at least 1")
         if not 0 <= self.start <= 1:
             raise InputError(f"rewarming start is {self.start!r}, but it must be from 0 to 1")
-        for name, words in (("shape", ("linear", "constant")), ("entries", ("new", "all"))):
+        for name, words in (("shape", ("linear", "constant")), ("entries", ("all", "new"))):
             if getattr(self, name) not in words:
                 raise InputError(
                     f"rewarming {name} is {getattr(self, name)!r}, but it must be one of "
@@ -48,9 +48,11 @@ class Rewarming:
                 )
 
     def share(self, age: jax.Array) -> jax.Array:
-        """The share of the learning rate, `age` steps after growth, the first being 1."""
-        rising = (age - 1) / self.steps if self.shape == "linear" else jnp.zeros(jnp.shape(age))
-        return jnp.where(age > self.steps, 1.0, self.start + (1 - self.start) * rising)
+        """The share of the learning rate in step number `age` after growth, the first being 1."""
+        if self.shape == "constant":
+            return jnp.where(age > self.steps, 1.0, self.start)
+        # A step learns at the rate of its end, so that the first one does learn.
+        return self.start + (1 - self.start) * jnp.minimum(age / self.steps, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +134,11 @@ def _scale_new(
 ) -> optax.GradientTransformation:
     """Multiplies updates of what some events have added.
 
-    The state is the same whichever are chosen, so that a run may go on with other options.
+    The state is the same whatever the events, so that a run may go on with others.
     """
-    if not events:
-        return optax.identity()
-    begun, plans = events[0].plan.source, [(event.step, event.plan) for event in events]
-    candidates = [ages.births(begun, plans[:n]) for n in range(len(plans) + 1)] if chosen else []
+    plans = [(event.step, event.plan) for event in events]
+    counts = range(len(plans) + 1) if chosen else ()
+    candidates = [ages.births(plans[0][1].source, plans[:n]) for n in counts]
     blueprints = [blueprint_for(births.architecture, blueprint) for births in candidates]
 
     def update(

@@ -52,7 +52,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike) -> Path:
     with open_run(config, workdir) as (run, first, state):
         try:
             for stage in run.stages[first.index :]:
-                if stage.plan is not None and int(state.step) == stage.start:
+                if stage is not first:
                     state = grow(run, stage, state)
                 state = train_stage(run, stage, state)
                 if run.stop.requested:
@@ -104,18 +104,7 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
     probe_loss = functools.partial(loss, run.model(stage), batch=run.probe)
-    moments = "zeros" if stage.moments == "age" else stage.moments
-    grown = grow_state(
-        state,
-        stage.plan,
-        run.tx,
-        run.config.param_dtype,
-        run.mesh,
-        key,
-        free=stage.free,
-        moments=moments,
-        loss=probe_loss,
-    )
+    grown = grow_state(state, stage, run.tx, run.config.param_dtype, run.mesh, key, loss=probe_loss)
     jax.block_until_ready(grown)
     seconds = time.perf_counter() - began
     if run.config.certify:

@@ -61,8 +61,10 @@ class MetricsWriter:
       workdir: the run's directory, made if missing. Records go to `metrics.jsonl` in it, and
         TensorBoard's event files to `tensorboard`.
       resume_step: the step that the run resumes from. Records of later steps, and of growths at
-        this step, are dropped, because they will be made again. Other records of this very step
-        stay, and are not written twice. None starts from nothing: all old records are dropped.
+        this step that are still to come, are dropped, because they will be made again. Other
+        records of this very step stay, and are not written twice. None starts from nothing: all old
+        records are dropped.
+      resume_stage: the stage that it resumes in.
       wandb_project: where to send the records as well; nowhere if empty. Needs the extra `wandb`.
 
     Raises:
@@ -73,13 +75,14 @@ class MetricsWriter:
         self,
         workdir: str | os.PathLike[str],
         resume_step: int | None = None,
+        resume_stage: int = 0,
         *,
         wandb_project: str = "",
     ) -> None:
         directory = Path(workdir)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
-        kept = [] if resume_step is None else _kept_lines(path, resume_step)
+        kept = [] if resume_step is None else _kept_lines(path, resume_step, resume_stage)
         resumes = resume_step is not None
         self._wandb = _start_wandb(wandb_project, directory, resumes) if wandb_project else None
         partial = path.with_suffix(".partial")
@@ -177,13 +180,13 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return records
 
 
-def _kept_lines(path: Path, resume_step: int) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines that stay when a run resumes at `resume_step`."""
+def _kept_lines(path: Path, step: int, stage: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines that stay when a run resumes after `step` optimizer steps, in `stage`."""
     return [
         (line, record)
         for line, record in _read_lines(path)
-        if record["step"] < resume_step
-        or (record["step"] == resume_step and record["kind"] != "growth")
+        if record["step"] < step
+        or (record["step"] == step and not (record["kind"] == "growth" and record["stage"] > stage))
     ]
 
 

@@ -1,34 +1,35 @@
 """Grows the checkpoint of a run between runs: parameters, optimizer state, place in the data.
 
-The result is the directory of another run, which trains the larger model from the same step.
+The result is the directory of another run, with this growth step as the last one of its schedule:
+one that had it from the start, and has just done it. So the optimizer knows how old entries are,
+the learning rate rises again, and the report tells the whole story.
 """
 
 import dataclasses
 import os
 import pprint
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.free import GradMax
-from growth.free import choice as read_choice
 from growth.models import make_model
-from growth.optimizer.newborn import ScaleByAgeState
 from growth.planning import GrowthPlan
+from growth.schedule import MOMENTS, Stage, flops_spent
 from growth.staging import staged
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import MeshConfig, TrainConfig, parse
+from growth.training.metrics import FILE_NAME, MetricsWriter
 from growth.training.optimization import make_optimizer
 from growth.training.run import write_config
 from growth.training.state import grow_state, restorable_state
-from growth.transformations import grow_to
 
 # The largest difference of logits, relative to the largest logit, by the dtype of parameters: what
 # is multiplied is rounded to it.
@@ -56,17 +57,27 @@ class RunExpansion:
 
     Attributes:
       source: the run's directory.
-      step: which checkpoint.
       config: the config of the run that the result belongs to.
-      source_config: that of the run that grows.
-      plan: the growth step.
     """
 
     source: Path
-    step: int
     config: TrainConfig
-    source_config: TrainConfig
-    plan: GrowthPlan
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the growth step begins."""
+        return self.config.stages[-1]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken before it."""
+        return self.stage.start
+
+    @property
+    def plan(self) -> GrowthPlan:
+        """The growth step."""
+        assert self.stage.plan is not None
+        return self.stage.plan
 
 
 def is_run(directory: str | os.PathLike) -> bool:
@@ -75,18 +86,22 @@ def is_run(directory: str | os.PathLike) -> bool:
 
 
 def plan_run(
-    source: str | os.PathLike, sizes: Mapping[str, Any], step: int | None = None
+    source: str | os.PathLike, growth: Mapping[str, Any], step: int | None = None
 ) -> RunExpansion:
     """Plans a growth step of a run's checkpoint; reads no arrays.
 
+    What the run's schedule would have done after that checkpoint is no longer in the schedule.
+
     Args:
       source: the run's directory.
-      sizes: the arguments of `growth.grow_to`.
+      growth: a growth step as in a schedule, without its `step`: the arguments of `growth.grow_to`,
+        and maybe `free`, `moments` and `rewarming`.
       step: which checkpoint; None for the newest.
 
     Raises:
       CheckpointError: there is no such checkpoint.
-      InputError: there is no exact way; or the run's optimizer remembers earlier growth steps.
+      InputError: there is no exact way; or what is chosen needs a batch; or the checkpoint has just
+        grown; or it is where the learning rate is not stable.
     """
     source = Path(source)
     with Checkpoints(source / "checkpoints") as checkpoints:
@@ -94,86 +109,94 @@ def plan_run(
         if step is None:
             raise CheckpointError(f"there is no checkpoint in {source}")
         about = checkpoints.metadata(step)
-    config = parse(about["config"])
-    plan = grow_to(**sizes)(Architecture.from_dict(about["architecture"]))
-    if not plan.changes:
-        raise InputError(f"nothing would grow: the checkpoint has {plan.source} already")
-    left = config.num_steps - step
+    config, index = parse(about["config"]), about["stage"]
+    if step == config.stages[index].start:
+        raise InputError(
+            f"the checkpoint at step {step} has just grown: train it on before it grows again, or "
+            f"grow the checkpoint before to all sizes at once"
+        )
     grown = dataclasses.replace(
         config,
-        architecture=plan.target,
-        growth=(),
-        num_steps=config.num_steps if left > 0 else step + config.num_steps,
+        growth=(*config.growth[:index], {"step": step, **growth}),
+        num_steps=config.num_steps if step < config.num_steps else step + config.num_steps,
     )
-    for stage in config.stages[1:]:
-        young = stage.rewarming is not None and step < stage.start + stage.rewarming.steps
-        if stage.start < step and (stage.moments == "age" or young):
-            raise InputError(
-                f"the optimizer goes by the age of what was added at step {stage.start}, which a "
-                f"run that begins with all of it cannot: put this growth step into the schedule "
-                f"of {source} instead"
-            )
-    return RunExpansion(source, step, grown, config, plan)
+    expansion = RunExpansion(source, grown)
+    if expansion.stage.free.needs(GradMax):
+        raise InputError("free says gradmax, but that needs a batch: use it in a run's schedule")
+    if expansion.stage.moments == "probe":
+        known = ", ".join(name for name in MOMENTS if name != "probe")
+        raise InputError(f"moments is 'probe', which needs a batch; here it may be {known}")
+    return expansion
 
 
-def expand_run(
-    expansion: RunExpansion,
-    output: str | os.PathLike,
-    *,
-    free: Any = "fresh",
-    seed: int = 0,
-    moments: str = "zeros",
-) -> float:
+def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int = 0) -> float:
     """Does what was planned.
 
     Args:
       expansion: what was planned.
       output: the directory of the run to make, which must not exist. It appears when it is whole.
-      free, seed: what new entries are, and what decides them; as for `growth.expand`.
-      moments: how second moments of new entries begin; as for `growth.expand_optimizer_state`.
+      seed: decides what new entries are; with that of the run they are those of a schedule.
 
     Returns:
       The largest difference of logits in float32, relative to the largest.
 
     Raises:
-      InputError: `output` exists, or its disk is full; or `free` needs a loss. Or the function
-        changed, and nothing is left.
+      InputError: `output` exists, or its disk is full, or the function changed. Nothing is left.
     """
-    chosen = read_choice(free)
-    if chosen.needs(GradMax):
-        raise InputError("free says gradmax, but that needs a batch: use it in a run's schedule")
-    plan, config = expansion.plan, expansion.config
-    tx = make_optimizer(expansion.source_config)
+    config, stage, plan = expansion.config, expansion.stage, expansion.plan
+    tx = make_optimizer(config)
     mesh = meshes.make_mesh(MeshConfig(data=1), batch_size=1)
     output = Path(output).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     with Checkpoints(expansion.source / "checkpoints") as checkpoints:
         target = restorable_state(plan.source, tx, config.param_dtype, mesh)
-        state = checkpoints.restore(expansion.step, target)
-        place = checkpoints.place(expansion.step)
-    key = jax.random.key(seed)
-    grown = grow_state(state, plan, tx, config.param_dtype, mesh, key, free=chosen, moments=moments)
-    # The new run has no growth steps behind it, so nothing in it counts steps since then.
-    states = (optax.EmptyState() if isinstance(s, ScaleByAgeState) else s for s in grown.opt_state)
-    grown = dataclasses.replace(grown, opt_state=tuple(states))
+        state = checkpoints.restore(stage.start, target)
+        place = checkpoints.place(stage.start)
+    key = jax.random.fold_in(jax.random.key(seed), stage.start)  # as on a schedule
+    began = time.perf_counter()
+    grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, key))
+    seconds = time.perf_counter() - began
     difference = _difference(plan, state.params, grown.params)
     limit = _LIMITS[config.param_dtype]
     if not difference <= limit:
         raise InputError(f"logits differ by {difference:.1e} in float32, more than {limit}")
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(grown))
-    about = {"architecture": plan.target.to_dict(), "stage": 0, "config": config.to_dict()}
+    about = {
+        "architecture": plan.target.to_dict(),
+        "stage": stage.index,
+        "config": config.to_dict(),
+    }
     with staged(output, num_bytes) as directory:
         with Checkpoints(directory / "checkpoints") as checkpoints:
-            checkpoints.save(expansion.step, grown, place, about)
+            checkpoints.save(stage.start, grown, place, about)
         write_config(config, directory)
         text = _CONFIG.format(
             source=expansion.source,
             output=_shown(output),
-            step=expansion.step,
+            step=stage.start,
             config=pprint.pformat(config.to_dict(), width=96, sort_dicts=False),
         )
         (directory / "config.py").write_text(text, encoding="utf-8")
+        _carry_metrics(expansion, directory, logit_error=difference, seconds=seconds)
     return difference
+
+
+def _carry_metrics(expansion: RunExpansion, directory: Path, **measured: float) -> None:
+    """The records of the run until now, and one of its growth."""
+    config, stage, plan = expansion.config, expansion.stage, expansion.plan
+    if (expansion.source / FILE_NAME).is_file():
+        shutil.copy(expansion.source / FILE_NAME, directory)
+    with MetricsWriter(directory, stage.start, stage.index - 1) as metrics:
+        metrics.write(
+            "growth",
+            stage.start,
+            stage=stage.index,
+            parameters_before=plan.source.num_parameters,
+            parameters_after=plan.target.num_parameters,
+            flops=flops_spent(config.stages, stage.start, config.tokens_per_step),
+            changes=plan.changes,
+            **measured,
+        )
 
 
 def _difference(plan: GrowthPlan, old: Any, new: Any) -> float:

@@ -135,14 +135,14 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         process_count=jax.process_count(),
     )
     step = checkpoints.latest_step()
-    stage = _stage_at(stages, step or 0)
     if step is None:
+        stage = stages[0]
         key = jax.random.key(config.seed)
         state = init_state(stage.architecture, tx, config.param_dtype, mesh, key)
         if config.initialize_from:
             state = started_from(config, stage.architecture, state)
     else:
-        _check_same_run(checkpoints.metadata(step), stage, step, workdir)
+        stage = _stage_of(checkpoints.metadata(step), stages, step, workdir)
         target = restorable_state(stage.architecture, tx, config.param_dtype, mesh)
         state = checkpoints.restore(step, target, batches)
 
@@ -152,7 +152,7 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
     progress = Progress(config.num_steps, total, len(stages), console=Console(quiet=not first))
     with (
         checkpoints,
-        MetricsWriter(logs, step, wandb_project=config.wandb_project) as metrics,
+        MetricsWriter(logs, step, stage.index, wandb_project=config.wandb_project) as metrics,
         progress,
         stop_request() as stop,
     ):
@@ -272,18 +272,21 @@ def relative_difference(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.abs(b - a).max() / jnp.abs(a).max()
 
 
-def _stage_at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage that has taken step number `step`: at its very end a stage is not over yet."""
-    return next((stage for stage in stages if step <= stage.stop), stages[-1])
+def _stage_of(about: dict[str, Any], stages: Sequence[Stage], step: int, workdir: Path) -> Stage:
+    """The stage that a checkpoint was saved in, once it is sure that it belongs to this run.
 
-
-def _check_same_run(saved: dict[str, Any], stage: Stage, step: int, workdir: Path) -> None:
-    there, here = Architecture.from_dict(saved["architecture"]), stage.architecture
-    if there == here:
-        return
+    At the very end of a stage that is the stage, not yet the next one; but what was grown between
+    runs is saved at the very start of one.
+    """
+    there = Architecture.from_dict(about["architecture"])
+    within = [stage for stage in stages if stage.start <= step <= stage.stop] or [stages[-1]]
+    for stage in within:
+        if stage.architecture == there:
+            return stage
     raise ConfigError(
         f"workdir {workdir} belongs to another architecture: at step {step} it has "
-        f"{differing(there, here)}. Give the config that it was begun with, or another workdir"
+        f"{differing(there, within[0].architecture)}. Give the config that it was begun with, or "
+        f"another workdir"
     )
 
 

@@ -13,10 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from growth import huggingface, models
 from growth.architecture import Architecture
 from growth.expand import expand
-from growth.free import FRESH, Choice
 from growth.models import Model, initial_parameters
 from growth.optimizer import expand_optimizer_state
-from growth.planning import GrowthPlan
+from growth.schedule import Stage
 from growth.training import mesh as meshes
 from growth.training.config import ConfigError, TrainConfig
 
@@ -137,30 +136,29 @@ def restorable_state(
 
 def grow_state(
     state: TrainState,
-    plan: GrowthPlan,
+    stage: Stage,
     tx: optax.GradientTransformation,
     param_dtype: str,
     mesh: Mesh,
     key: jax.Array,
-    free: Choice = FRESH,
-    moments: str = "zeros",
     loss: Callable[[Any], jax.Array] | None = None,
 ) -> TrainState:
-    """Carries every leaf of a state to the larger architecture, on the mesh, without the host.
+    """Carries every leaf of a state into a stage, on the mesh, without the host.
 
     Args:
-      state: the state.
-      plan: the growth step.
+      state: the state at the end of the stage before.
+      stage: says what grows, what new entries are, and how they join the optimizer.
       tx: the optimizer.
       param_dtype: dtype of the parameters.
       mesh: where the state is.
-      key, free: as for `growth.expand`.
-      moments: as for `growth.expand_optimizer_state`.
+      key: as for `growth.expand`.
       loss: of a batch, at the larger parameters; for what takes its gradient.
     """
+    assert stage.plan is not None
+    plan, moments = stage.plan, "zeros" if stage.moments == "age" else stage.moments
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
-        params = expand(state.params, plan, key, free=free, loss=loss)
+        params = expand(state.params, plan, key, free=stage.free, loss=loss)
         gradient = jax.grad(loss)(params) if moments == "probe" and loss else None
         opt_state = expand_optimizer_state(
             tx, state.opt_state, plan, state.params, params, moments=moments, gradient=gradient

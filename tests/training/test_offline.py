@@ -1,5 +1,6 @@
 """The checkpoint of a run grows between runs, with its optimizer, and is trained on."""
 
+import dataclasses
 import runpy
 import shutil
 
@@ -10,10 +11,10 @@ import runs
 
 import growth
 from growth.errors import InputError
+from growth.optimizer.newborn import Rewarming
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import parse
 from growth.training.loop import train
-from growth.training.metrics import read_metrics
 from growth.training.offline import expand_run, is_run, plan_run
 from growth.training.run import load_model
 
@@ -22,10 +23,10 @@ SIZES = dict(num_heads=4, qk_dim=8, v_dim=6, embed_dim=24, mlp_dim=30, num_layer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The directory of a run that has grown once, with nothing that goes by age."""
+    """The directory of a run that has grown once, and goes by the age of what it added."""
     files = runs.write_corpus(tmp_path_factory.mktemp("text") / "files")
     config = runs.small_config(files)
-    config.growth = (dict(step=8, embed_dim=16, mlp_dim=24, num_layers=2),)
+    config.growth = (dict(step=8, embed_dim=16, mlp_dim=24, num_layers=2, moments="age"),)
     config.num_steps, config.samples.prompts = 15, ()
     workdir = tmp_path_factory.mktemp("runs") / "run"
     train(parse(config), workdir)
@@ -35,28 +36,37 @@ def run(tmp_path_factory):
 def test_a_grown_run_goes_on(run, tmp_path):
     assert is_run(run)
     output = tmp_path / "larger"
-    difference = expand_run(plan_run(run, SIZES, step=10), output)
+    expansion = plan_run(run, SIZES, step=10)
+    difference = expand_run(expansion, output)
     assert difference <= 1e-5
     assert runs.steps(output) == (10,)
     model, params, config = load_model(output)
     assert model.architecture.num_parameters == sum(x.size for x in jax.tree.leaves(params))
-    assert config.architecture == model.architecture
-    small, _, _ = load_model(run, 10)
+    assert config.stages[-1].architecture == model.architecture
+    small, _, before = load_model(run, 10)
     assert model.architecture == growth.grow_to(**SIZES)(small.architecture).target
+    assert config.stages[:-1] == (
+        before.stages[0],
+        dataclasses.replace(before.stages[1], stop=10, rewarming=Rewarming(1)),
+    )
+    assert config.stages[-1].rewarming == Rewarming(1)  # a quarter of five steps
 
     loaded = runpy.run_path(output / "config.py")["get_config"]()
-    assert parse(loaded) == config
-    train(parse(loaded), output)
+    assert parse(loaded) == expansion.config
+    report = train(parse(loaded), output)
     assert runs.steps(output)[-1] == 15
     losses = {
-        name: next(r["loss"] for r in read_metrics(where / "metrics.jsonl") if _is_last(r))
+        name: next(r["loss"] for r in runs.records(where, "eval") if r["step"] == 15)
         for name, where in (("larger", output), ("small", run))
     }
     assert abs(losses["larger"] - losses["small"]) < 0.2  # nats, after five more steps
 
-
-def _is_last(record):
-    return record["kind"] == "eval" and record["step"] == 15
+    # It is one run: what was measured before the growth, the growth, and what came after it.
+    trained = [r["step"] for r in runs.records(output, "train")]
+    assert trained == list(range(1, 16))
+    assert [(r["step"], r["stage"]) for r in runs.records(output, "growth")] == [(8, 1), (10, 2)]
+    assert runs.records(output, "growth")[1]["logit_error"] == pytest.approx(difference)
+    assert "Finished: 15 steps in 3 stages." in report.read_text()
 
 
 def test_the_optimizer_and_the_place_in_the_data_are_carried(run, tmp_path):
@@ -76,10 +86,35 @@ def test_the_optimizer_and_the_place_in_the_data_are_carried(run, tmp_path):
     assert places[0] == places[1]
 
 
+def test_growing_between_runs_is_growing_on_schedule(run, tmp_path):
+    """To the last bit."""
+    config = load_model(run, 10)[2]
+    growth_step = dict(mlp_dim=30, moments="mean")
+    scheduled = dataclasses.replace(config, growth=(*config.growth, dict(step=10, **growth_step)))
+    shutil.copytree(run / "checkpoints" / "10", tmp_path / "on" / "checkpoints" / "10")
+    train(scheduled, tmp_path / "on")
+
+    expansion = plan_run(run, growth_step, step=10)
+    assert expansion.config == scheduled
+    expand_run(expansion, tmp_path / "between", seed=config.seed)
+    train(scheduled, tmp_path / "between")
+    runs.assert_same_arrays(*(runs.arrays(tmp_path / name, 15) for name in ("on", "between")))
+
+
+def test_a_run_without_growth_grows(run, tmp_path):
+    config = dataclasses.replace(load_model(run)[2], growth=(), num_steps=4)
+    train(config, tmp_path / "run")
+    expand_run(plan_run(tmp_path / "run", dict(embed_dim=12)), tmp_path / "larger")
+    larger = load_model(tmp_path / "larger")[2]
+    assert larger.num_steps == 8
+    train(larger, tmp_path / "larger")
+    assert runs.steps(tmp_path / "larger")[-1] == 8
+
+
 def test_moments_and_free_values_are_chosen(run, tmp_path):
-    plan = plan_run(run, dict(mlp_dim=30), step=10)
-    expand_run(plan, tmp_path / "mean", free="copy", moments="mean", seed=5)
-    expand_run(plan, tmp_path / "other", free="copy", moments="mean", seed=6)
+    plan = plan_run(run, dict(mlp_dim=30, free="copy", moments="mean"), step=10)
+    expand_run(plan, tmp_path / "mean", seed=5)
+    expand_run(plan, tmp_path / "other", seed=6)
     mean, other = (runs.arrays(tmp_path / name, 10) for name in ("mean", "other"))
     kernel = next(n for n in mean if n.startswith("params") and n.endswith("up/kernel"))
     assert not np.array_equal(mean[kernel], other[kernel])
@@ -94,33 +129,28 @@ def test_a_run_that_is_over_gets_as_many_steps_again(run, tmp_path):
 
 
 def test_what_cannot_be_is_refused(run, tmp_path):
-    with pytest.raises(growth.GrowthError, match="mlp_dim is 24 in layer 0 and cannot shrink"):
+    with pytest.raises(InputError, match="mlp_dim is 24 in layer 0 and cannot shrink"):
         plan_run(run, dict(mlp_dim=8))
-    with pytest.raises(InputError, match="nothing would grow"):
+    with pytest.raises(InputError, match="changes nothing"):
         plan_run(run, dict(mlp_dim=24))
     with pytest.raises(CheckpointError, match="there is no checkpoint at step 11"):
         plan_run(run, dict(mlp_dim=30), step=11)
-    plan = plan_run(run, dict(mlp_dim=30))
-    with pytest.raises(InputError, match="gradmax, but that needs a batch"):
-        expand_run(plan, tmp_path / "larger", free="gradmax")
+    with pytest.raises(InputError, match="free says gradmax, but that needs a batch"):
+        plan_run(run, dict(mlp_dim=30, free="gradmax"))
+    with pytest.raises(InputError, match="moments is 'probe', which needs a batch"):
+        plan_run(run, dict(mlp_dim=30, moments="probe"))
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        expand_run(plan, tmp_path / "there")
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+        expand_run(plan_run(run, dict(mlp_dim=30)), tmp_path / "there")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         plan_run(tmp_path / "empty", dict(mlp_dim=30))
 
 
-def test_an_optimizer_that_goes_by_age_is_refused(run, tmp_path):
-    config = runs.small_config(load_model(run)[2].data.files)
-    config.growth = ({**config.growth[0], "step": 4, "rewarming": None, "moments": "age"},)
-    config.num_steps, config.samples.prompts = 8, ()
-    train(parse(config), tmp_path / "run")
-    with pytest.raises(InputError, match="goes by the age of what was added at step 4"):
-        plan_run(tmp_path / "run", dict(mlp_dim=30))
-    expand_run(plan_run(tmp_path / "run", dict(mlp_dim=30), step=4), tmp_path / "before")
-    shutil.rmtree(tmp_path / "before")
+def test_what_has_just_grown_is_trained_first(run, tmp_path):
+    expand_run(plan_run(run, dict(mlp_dim=30)), tmp_path / "larger")
+    with pytest.raises(InputError, match="at step 15 has just grown: train it on"):
+        plan_run(tmp_path / "larger", dict(mlp_dim=36))
 
 
 def test_the_command_grows_a_run(run, tmp_path):
