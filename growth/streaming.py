@@ -5,6 +5,7 @@ the larger array once, where it belongs. It reads one array of the smaller model
 """
 
 import functools
+import math
 import statistics
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from growth.planning import GrowthPlan
 from growth.roles import FREE, MEAN, ZERO, fill, offset
 
 # How many random numbers are drawn at once: they stay in the processor's cache.
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 
 # A model's initializer: an array's name and role to the center of a normal distribution and its
 # standard deviation, which may be zero.
@@ -117,16 +118,13 @@ def _fix(
 
 
 def _multiply(into: np.ndarray, old: np.ndarray, by: float, added: float) -> None:
+    wide = np.promote_types(np.promote_types(old.dtype, into.dtype), np.float32)
     if by == 1:
         into[...] = old
-        return
-    wide = np.promote_types(np.promote_types(old.dtype, into.dtype), np.float32)
-    for part, values in _rows(into, old):
-        product = values.astype(wide)
-        product += added
-        product *= by
-        product -= added
-        part[...] = product
+    elif added:  # gains, which are small
+        into[...] = (old.astype(wide) + added) * by - added
+    else:
+        np.multiply(old, by, out=into, dtype=wide, casting="unsafe")
 
 
 def _free_blocks(
@@ -162,8 +160,8 @@ def _free_blocks(
 def _quantiles() -> np.ndarray:
     """The normal distribution as 65,536 equally likely numbers, float32.
 
-    To draw among them is four times as fast as to draw normal numbers, and half of the time that it
-    takes to grow a checkpoint. The farthest are 4.3 standard deviations out.
+    To draw among them is five times as fast as to draw normal numbers, which would be most of the
+    time that it takes to grow a checkpoint. The farthest are 4.3 standard deviations out.
     """
     normal = statistics.NormalDist()
     return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
@@ -180,7 +178,8 @@ def _fill(
     if not isinstance(center, np.ndarray):
         numbers = (numbers + np.float32(center)).astype(into.dtype)
     for part, around in _rows(into, center):
-        places = random.integers(0, 1 << 16, part.size, np.uint16)
+        bits = random.bit_generator.random_raw(math.ceil(part.size / 4))  # 64 each
+        places = bits.view(np.uint16)[: part.size]
         drawn = numbers.take(places, mode="wrap").reshape(part.shape)
         if isinstance(center, np.ndarray):
             drawn += around

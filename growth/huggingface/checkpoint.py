@@ -15,7 +15,7 @@ from growth.errors import InputError
 from growth.huggingface import rotary, tensors
 from growth.huggingface.families import family_of
 from growth.huggingface.family import Family
-from growth.huggingface.tensors import INDEX, SINGLE, CheckpointFileError, Spec
+from growth.huggingface.tensors import INDEX, SINGLE, CheckpointFileError, Spec, Stored
 from growth.models import blueprint
 
 # Files that hold numbers in other formats, or that a larger model has not.
@@ -33,8 +33,7 @@ class Checkpoint:
       config: what `config.json` says.
       family: the family of the model.
       architecture: what the model is.
-      files: the file of each parameter, by its name there.
-      specs: its shape and dtype.
+      tensors: where each parameter is, by its name in the files.
       parameters: what it is, by its name in the family's table.
       is_base: whether names lack what the family's begin with.
     """
@@ -43,8 +42,7 @@ class Checkpoint:
     config: dict[str, Any]
     family: Family
     architecture: Architecture
-    files: dict[str, Path]
-    specs: dict[str, Spec]
+    tensors: dict[str, Stored]
     parameters: dict[str, Parameter]
     is_base: bool
 
@@ -61,12 +59,11 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, by its name in the family's table."""
-        stored = self.stored(name)
-        return tensors.read(self.files[stored], stored)
+        return self.tensors[self.stored(name)].read()
 
     def spec(self, name: str) -> Spec:
         """Shape and dtype of a tensor, by its name in the family's table."""
-        return self.specs[self.stored(name)]
+        return self.tensors[self.stored(name)].spec
 
     @property
     def carried(self) -> list[Path]:
@@ -92,28 +89,26 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     family = family_of(config)
     architecture = family.architecture(config)
     files = _files(directory)
-    headers = {path: tensors.specs(path) for path in dict.fromkeys(files.values())}
+    held = {path: tensors.stored(path) for path in dict.fromkeys(files.values())}
     for name, path in files.items():
-        if name not in headers[path]:
+        if name not in held[path]:
             raise CheckpointFileError(f"{INDEX} says that {path.name} has {name}, but it has not")
     left_out = {name for name in files if re.fullmatch(family.buffers, name)}
     if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
         left_out |= {name for name in files if name in _output_layers(family)}
-    files = {name: path for name, path in files.items() if name not in left_out}
-    specs = {name: headers[path][name] for name, path in files.items()}
-    for name, spec in specs.items():
-        if spec.dtype not in tensors.DTYPES:
+    found = {name: held[path][name] for name, path in files.items() if name not in left_out}
+    for name, tensor in found.items():
+        if tensor.spec.dtype not in tensors.DTYPES:
             raise CheckpointFileError(
-                f"{name} in {files[name].name} has dtype {spec.dtype}, but what can be grown is "
-                f"{', '.join(tensors.DTYPES)}"
+                f"{name} in {tensor.path.name} has dtype {tensor.spec.dtype}, but what can be "
+                f"grown is {', '.join(tensors.DTYPES)}"
             )
-    is_base = not any(name.startswith(family.prefix) for name in files)
-    names = {_with_prefix(name, family, is_base): name for name in files}
-    shapes = {name: specs[stored] for name, stored in names.items()}
+    is_base = not any(name.startswith(family.prefix) for name in found)
+    shapes = {_with_prefix(name, family, is_base): at.spec for name, at in found.items()}
     parameters = family.blueprint.parameters(shapes, architecture)
     _check_kinds(family, architecture, parameters)
     _check_vocabulary(shapes, parameters, architecture)
-    return Checkpoint(directory, config, family, architecture, files, specs, parameters, is_base)
+    return Checkpoint(directory, config, family, architecture, found, parameters, is_base)
 
 
 def _with_prefix(name: str, family: Family, is_base: bool) -> str:
@@ -171,7 +166,7 @@ def _files(directory: Path) -> dict[str, Path]:
         others = [p.name for p in directory.glob("*.bin")]
         hint = f"; {others[0]} must be converted to safetensors first" if others else ""
         raise CheckpointFileError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
-    return dict.fromkeys(tensors.specs(path), path)
+    return dict.fromkeys(tensors.stored(path), path)
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load(source: str | os.PathLike, dtype: str | None = "float32") -> tuple[Arch
     checkpoint = open_checkpoint(Path(source))
     _check_covered(checkpoint.limits)
     architecture = checkpoint.architecture
-    stored = DTYPES[next(iter(checkpoint.specs.values())).dtype]
+    stored = DTYPES[next(iter(checkpoint.tensors.values())).spec.dtype]
     numbers = stored if dtype is None else jnp.dtype(dtype)
     shapes = jax.eval_shape(lambda: initial_parameters(architecture, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, numbers), shapes)

@@ -104,6 +104,5 @@ def estimated_seconds(expansion: Expansion) -> float:
 
 
 def _memory(expansion: Expansion, name: str) -> int:
-    """Bytes that it takes to make a tensor: the old one, mapped and as an array, and the new."""
-    old = expansion.source.spec(expansion.source_name(name))
-    return 2 * old.bytes + expansion.specs[name].bytes
+    """Bytes that it takes to make a tensor: the old one, which is mapped, and the new."""
+    return expansion.source.spec(expansion.source_name(name)).bytes + expansion.specs[name].bytes
