@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +201,13 @@ def test_verification_says_why_it_cannot_be_done(tmp_path, monkeypatch):
     assert re.match(r"it takes .* GB of memory", verification.obstacle(expansion, tmp_path))
     assert expand_checkpoint(tmp_path / "source", tmp_path / "grown", **ALL) is None
     assert load(tmp_path / "grown")
+
+
+def test_the_script_writes_a_checkpoint_that_grows(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "random_checkpoint"
+    fields = "vocab_size=40 hidden_size=24 num_attention_heads=3 intermediate_size=20"
+    command = [sys.executable, script, tmp_path / "source", *fields.split(), "num_hidden_layers=1"]
+    subprocess.run(command, check=True, capture_output=True)
+    plan = plan_expansion(tmp_path / "source", num_layers=2, mlp_dim=30).plan
+    assert (plan.source.num_kv_heads, plan.source.tied_embeddings) == (3, True)
+    assert (plan.source.num_layers, plan.target.num_layers) == (1, 2)
