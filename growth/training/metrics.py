@@ -3,8 +3,9 @@
 `workdir/metrics.jsonl` is the run's memory: the report is made from it, and a resumed run continues
 it. Every record has `kind`, `step` (optimizer steps taken) and `stage` (0 for the first), and:
 
-- `train`: loss, learning_rate, grad_norm, tokens_per_second, flops (training FLOPs spent since the
-  run's start), seconds (time spent since the run's start, see `MetricsWriter.seconds`);
+- `train`: loss, learning_rate (of entries that are not new), grad_norm, tokens_per_second, flops
+  (training FLOPs spent since the run's start), seconds (time spent since the run's start, see
+  `MetricsWriter.seconds`);
 - `eval`: loss, accuracy (the share of targets that are the likeliest), flops;
 - `growth`: loss_before, loss_after, logit_error (max |Δlogit| / max |logit|), parameters_before,
   parameters_after, flops, seconds (how long the growth took), changes (field -> [old, new]).

@@ -43,6 +43,21 @@ def learning_rate(
     return lambda count: over_flops(share(count + 1))
 
 
+def rewarmed(rate: optax.Schedule, stages: Sequence[Stage]) -> optax.Schedule:
+    """A learning rate with its rises after growth, as entries that are not new see it."""
+    rising = [stage for stage in stages if stage.rewarming and stage.rewarming.entries == "all"]
+
+    def risen(count: jax.typing.ArrayLike) -> jax.Array:
+        share = jnp.ones(())
+        for stage in rising:
+            assert stage.rewarming is not None
+            age = jnp.asarray(count) + 1 - stage.start
+            share = share * jnp.where(age > 0, stage.rewarming.share(age), 1.0)
+        return rate(count) * share
+
+    return risen
+
+
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW behind clipping by global norm. One optimizer serves all stages of a run."""
     settings, stages = config.optimizer, config.stages

@@ -30,7 +30,7 @@ from growth.training.dataset import Dataset, load_dataset
 from growth.training.generate import generate
 from growth.training.interrupt import StopRequest, stop_request
 from growth.training.metrics import MetricsWriter
-from growth.training.optimization import learning_rate, make_optimizer
+from growth.training.optimization import learning_rate, make_optimizer, rewarmed
 from growth.training.progress import Progress, format_count
 from growth.training.state import (
     TrainState,
@@ -192,6 +192,7 @@ def log_steps(
     loss = float(np.mean([metrics["loss"] for metrics in values]))
     speed = len(values) * run.config.tokens_per_step / seconds
     schedule = learning_rate(run.config.optimizer, run.stages, run.config.tokens_per_step)
+    schedule = rewarmed(schedule, run.stages)
     run.metrics.write(
         "train",
         step,

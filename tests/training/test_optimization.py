@@ -9,7 +9,13 @@ from growth.architecture import Architecture
 from growth.models import initial_parameters
 from growth.schedule import flops_spent, stages, training_flops
 from growth.training.config import OptimizerConfig, TrainConfig
-from growth.training.optimization import decayed, flops_at, learning_rate, make_optimizer
+from growth.training.optimization import (
+    decayed,
+    flops_at,
+    learning_rate,
+    make_optimizer,
+    rewarmed,
+)
 
 SMALL = Architecture.llama(
     vocab_size=16, max_length=8, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
@@ -63,6 +69,33 @@ def test_without_growth_flops_are_steps():
     schedule = learning_rate(CONFIG, stages(SMALL, (), 200), TOKENS)
     rates = [float(schedule(step)) for step in (9, 19, 100, 139, 169, 199)]
     assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.3, 0.1], rel=1e-4)
+
+
+def test_the_rate_that_is_shown_is_the_one_that_updates_have():
+    """Decoupled decay alone, of old entries: each shrinks by rate · decay."""
+    settings = OptimizerConfig(learning_rate=0.5, warmup=0.0, decay=0.0, weight_decay=0.1)
+    ramp, held = dict(steps=4, start=0.2), dict(steps=3, start=0.5, shape="constant")
+    growth = (
+        dict(step=3, embed_dim=16, rewarming=ramp),
+        dict(step=9, embed_dim=24, rewarming=held),
+        dict(step=14, embed_dim=32, rewarming=dict(steps=4, entries="new")),
+    )
+    config = TrainConfig(SMALL, growth, num_steps=20, optimizer=settings)
+    run, tx = config.stages, make_optimizer(config)
+    shown = rewarmed(learning_rate(settings, run, TOKENS), run)
+    state, rates = None, []
+    for step in range(20):
+        architecture = [stage for stage in run if stage.start <= step][-1].architecture
+        shapes = jax.eval_shape(lambda a=architecture: initial_parameters(a, jax.random.key(0)))
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+        new = tx.init(ones)
+        state = new if state is None else (*new[:2], state[2], new[3], *state[4:])  # the counts
+        updates, state = tx.update(jax.tree.map(np.zeros_like, ones), state, ones)
+        rates.append(-updates["layers_0"]["mlp"]["up"]["kernel"][0, 0, 0] / 0.1)
+    np.testing.assert_allclose([shown(step) for step in range(20)], rates, rtol=1e-5)
+    shares = np.array(rates) / 0.5
+    np.testing.assert_allclose(shares[:8], [1, 1, 1, 0.4, 0.6, 0.8, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(shares[8:], [1, 0.5, 0.5, 0.5, *[1] * 8], rtol=1e-5)
 
 
 @pytest.mark.parametrize("preset", [Architecture.paper, Architecture.gpt2, Architecture.llama])
