@@ -1,6 +1,5 @@
 """Small runs for tests: a corpus of real text, a config that grows along all six dimensions."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint import v1 as ocp
 
 from growth.training.checkpoints import Checkpoints
@@ -75,26 +73,6 @@ def small_config(files):
     config.samples.prompts = ("def ", "import ")
     config.samples.num_tokens = 8
     return config
-
-
-@contextlib.contextmanager
-def kept_programs(directory):
-    """Keeps compiled programs in a directory, for this process and those that it starts."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
-    compilation_cache.reset_cache()
 
 
 def start(module, *arguments):

@@ -25,12 +25,6 @@ from growth.training.state import restorable_state
 DIMENSIONS = {"embed_dim", "mlp_dim", "num_layers", "num_heads", "qk_dim", "v_dim"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    with runs.kept_programs(tmp_path_factory.mktemp("programs")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return runs.write_corpus(tmp_path_factory.mktemp("text") / "files")
