@@ -1,6 +1,7 @@
 """Pytest's configuration: eight virtual devices, quick compilation, bounded memory."""
 
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -29,6 +30,19 @@ import networks
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Few tests that take long: they go first, or one process would be left with them at the end.
+LONG_FILES = (
+    "test_certify.py",
+    "test_cli.py",
+    "test_expand_random.py",
+    "test_free.py",
+    "test_images.py",
+    "test_killed.py",
+    "test_loop.py",
+    "test_huggingface.py",
+    "test_readme.py",
+)
+
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
     "default", max_examples=20, derandomize=True, deadline=None, suppress_health_check=_slow
@@ -50,6 +64,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    numbers = collections.Counter(item.path for item in items)
+    items.sort(key=lambda i: (i.path.name not in LONG_FILES, -numbers[i.path], i.path))
     if config.getoption("--full"):
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
