@@ -21,7 +21,7 @@ from growth.errors import InputError
 from growth.free import GradMax
 from growth.models import make_model
 from growth.planning import GrowthPlan
-from growth.schedule import MOMENTS, Stage, flops_spent
+from growth.schedule import MOMENTS, Stage, flops_spent, stages, training_flops
 from growth.staging import staged
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
@@ -115,10 +115,19 @@ def plan_run(
             f"the checkpoint at step {step} has just grown: train it on before it grows again, or "
             f"grow the checkpoint before to all sizes at once"
         )
+    steps = (*config.growth[:index], {"step": step, **growth})
+    num_steps = config.num_steps if step < config.num_steps else step + config.num_steps
+    # The warm-up is over: it stays as long as it was, though it is another share of the FLOPs now.
+    before, after = (
+        sum(training_flops(run, config.tokens_per_step))
+        for run in (config.stages, stages(config.architecture, steps, num_steps))
+    )
+    warmup = config.optimizer.warmup * before / after
     grown = dataclasses.replace(
         config,
-        growth=(*config.growth[:index], {"step": step, **growth}),
-        num_steps=config.num_steps if step < config.num_steps else step + config.num_steps,
+        growth=steps,
+        num_steps=num_steps,
+        optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
     )
     expansion = RunExpansion(source, grown)
     if expansion.stage.free.needs(GradMax):

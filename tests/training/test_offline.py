@@ -16,6 +16,7 @@ from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import parse
 from growth.training.loop import train
 from growth.training.offline import expand_run, is_run, plan_run
+from growth.training.optimization import learning_rate
 from growth.training.run import load_model
 
 SIZES = dict(num_heads=4, qk_dim=8, v_dim=6, embed_dim=24, mlp_dim=30, num_layers=3, position=(0,))
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
     files = runs.write_corpus(tmp_path_factory.mktemp("text") / "files")
     config = runs.small_config(files)
     config.growth = (dict(step=8, embed_dim=16, mlp_dim=24, num_layers=2, moments="age"),)
-    config.num_steps, config.samples.prompts = 15, ()
+    config.num_steps, config.samples.prompts, config.optimizer.warmup = 15, (), 0.2
     workdir = tmp_path_factory.mktemp("runs") / "run"
     train(parse(config), workdir)
     return workdir
@@ -87,7 +88,7 @@ def test_the_optimizer_and_the_place_in_the_data_are_carried(run, tmp_path):
 
 
 def test_growing_between_runs_is_growing_on_schedule(run, tmp_path):
-    """To the last bit."""
+    """To the last bit, at a learning rate that is stable in both."""
     config = load_model(run, 10)[2]
     growth_step = dict(mlp_dim=30, moments="mean")
     scheduled = dataclasses.replace(config, growth=(*config.growth, dict(step=10, **growth_step)))
@@ -95,9 +96,10 @@ def test_growing_between_runs_is_growing_on_schedule(run, tmp_path):
     train(scheduled, tmp_path / "on")
 
     expansion = plan_run(run, growth_step, step=10)
-    assert expansion.config == scheduled
+    optimizer = dataclasses.replace(expansion.config.optimizer, warmup=config.optimizer.warmup)
+    assert dataclasses.replace(expansion.config, optimizer=optimizer) == scheduled
     expand_run(expansion, tmp_path / "between", seed=config.seed)
-    train(scheduled, tmp_path / "between")
+    train(expansion.config, tmp_path / "between")
     runs.assert_same_arrays(*(runs.arrays(tmp_path / name, 15) for name in ("on", "between")))
 
 
@@ -120,6 +122,17 @@ def test_moments_and_free_values_are_chosen(run, tmp_path):
     assert not np.array_equal(mean[kernel], other[kernel])
     nu = next(n for n in mean if "/nu/" in n and n.endswith("up/kernel"))
     assert (mean[nu][..., 24:] > 0).all()
+
+
+def test_what_was_trained_stays_behind_its_warm_up(run, tmp_path):
+    """Though a much larger model makes its FLOPs a small share of all."""
+    config = load_model(run)[2]
+    grown = plan_run(run, dict(embed_dim=320, mlp_dim=2400)).config
+    old, new = (learning_rate(c.optimizer, c.stages, c.tokens_per_step) for c in (config, grown))
+    warm = [step for step in range(8) if old(step) < config.optimizer.learning_rate]
+    assert len(warm) >= 3
+    np.testing.assert_allclose([new(s) for s in warm], [old(s) for s in warm], rtol=1e-4)
+    assert new(14) == new(15) == config.optimizer.learning_rate
 
 
 def test_a_run_that_is_over_gets_as_many_steps_again(run, tmp_path):
