@@ -9,7 +9,7 @@ import tempfile
 # JAX reads these when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # What several tests compile is compiled once, whichever process they run in: half of the time.
+    # What several tests compile is compiled once, whichever process they run in.
     _programs = tempfile.mkdtemp(prefix="growth_programs_")
     atexit.register(shutil.rmtree, _programs, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs

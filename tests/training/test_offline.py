@@ -12,6 +12,7 @@ import runs
 import growth
 from growth.errors import InputError
 from growth.optimizer.newborn import Rewarming
+from growth.schedule import ScheduleError
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import parse
 from growth.training.loop import train
@@ -142,9 +143,9 @@ def test_a_run_that_is_over_gets_as_many_steps_again(run, tmp_path):
 
 
 def test_what_cannot_be_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="mlp_dim is 24 in layer 0 and cannot shrink"):
+    with pytest.raises(ScheduleError, match="mlp_dim is 24 in layer 0 and cannot shrink"):
         plan_run(run, dict(mlp_dim=8))
-    with pytest.raises(InputError, match="changes nothing"):
+    with pytest.raises(ScheduleError, match=r"\{'mlp_dim': 24\} changes nothing"):
         plan_run(run, dict(mlp_dim=24))
     with pytest.raises(CheckpointError, match="there is no checkpoint at step 11"):
         plan_run(run, dict(mlp_dim=30), step=11)
@@ -155,6 +156,7 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists already"):
         expand_run(plan_run(run, dict(mlp_dim=30)), tmp_path / "there")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         plan_run(tmp_path / "empty", dict(mlp_dim=30))
