@@ -143,7 +143,7 @@ class Architecture:
     patches: Patches | None = None
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put = functools.partial(object.__setattr__, self)
         for name in ("vocab_size", "max_length", "embed_dim", "num_layers"):
             put(name, fields.whole(name, getattr(self, name)))
         for name, choices in _CHOICES.items():

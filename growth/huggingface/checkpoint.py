@@ -88,15 +88,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     config = read_json(directory, "config.json")
     family = family_of(config)
     architecture = family.architecture(config)
-    files = _files(directory)
-    held = {path: tensors.stored(path) for path in dict.fromkeys(files.values())}
-    for name, path in files.items():
-        if name not in held[path]:
-            raise CheckpointFileError(f"{INDEX} says that {path.name} has {name}, but it has not")
-    left_out = {name for name in files if re.fullmatch(family.buffers, name)}
+    found = _tensors(directory)
+    left_out = {name for name in found if re.fullmatch(family.buffers, name)}
     if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
-        left_out |= {name for name in files if name in _output_layers(family)}
-    found = {name: held[path][name] for name, path in files.items() if name not in left_out}
+        left_out |= {name for name in found if name in _output_layers(family)}
+    found = {name: tensor for name, tensor in found.items() if name not in left_out}
     for name, tensor in found.items():
         if tensor.spec.dtype not in tensors.DTYPES:
             raise CheckpointFileError(
@@ -150,8 +146,8 @@ def _check_vocabulary(
                 )
 
 
-def _files(directory: Path) -> dict[str, Path]:
-    """The file of each tensor."""
+def _tensors(directory: Path) -> dict[str, Stored]:
+    """Where each tensor is; reads the headers of the files."""
     if (directory / INDEX).is_file():
         found = read_json(directory, INDEX).get("weight_map")
         if not isinstance(found, dict) or not found:
@@ -160,13 +156,19 @@ def _files(directory: Path) -> dict[str, Path]:
         for path in dict.fromkeys(files.values()):
             if not path.is_file():
                 raise CheckpointFileError(f"{INDEX} names {path.name}, but {path} is not there")
-        return files
+        held = {path: tensors.stored(path) for path in dict.fromkeys(files.values())}
+        for name, path in files.items():
+            if name not in held[path]:
+                raise CheckpointFileError(
+                    f"{INDEX} says that {path.name} has {name}, but it has not"
+                )
+        return {name: held[path][name] for name, path in files.items()}
     path = directory / SINGLE
     if not path.is_file():
         others = [p.name for p in directory.glob("*.bin")]
         hint = f"; {others[0]} must be converted to safetensors first" if others else ""
         raise CheckpointFileError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
-    return dict.fromkeys(tensors.stored(path), path)
+    return tensors.stored(path)
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:

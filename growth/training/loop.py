@@ -102,9 +102,11 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
     loss_before, logits_before = run.measure(before, state.params)
 
     began = time.perf_counter()
-    key = jax.random.fold_in(jax.random.key(run.config.seed), stage.start)
     probe_loss = functools.partial(loss, run.model(stage), batch=run.probe)
-    grown = grow_state(state, stage, run.tx, run.config.param_dtype, run.mesh, key, loss=probe_loss)
+    config = run.config
+    grown = grow_state(
+        state, stage, run.tx, config.param_dtype, run.mesh, config.seed, loss=probe_loss
+    )
     jax.block_until_ready(grown)
     seconds = time.perf_counter() - began
     if run.config.certify:

@@ -161,9 +161,8 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int 
         target = restorable_state(plan.source, tx, config.param_dtype, mesh)
         state = checkpoints.restore(stage.start, target)
         place = checkpoints.place(stage.start)
-    key = jax.random.fold_in(jax.random.key(seed), stage.start)  # as on a schedule
     began = time.perf_counter()
-    grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, key))
+    grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, seed))
     seconds = time.perf_counter() - began
     difference = _difference(plan, state.params, grown.params)
     limit = _LIMITS[config.param_dtype]

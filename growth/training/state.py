@@ -140,7 +140,7 @@ def grow_state(
     tx: optax.GradientTransformation,
     param_dtype: str,
     mesh: Mesh,
-    key: jax.Array,
+    seed: int,
     loss: Callable[[Any], jax.Array] | None = None,
 ) -> TrainState:
     """Carries every leaf of a state into a stage, on the mesh, without the host.
@@ -151,7 +151,7 @@ def grow_state(
       tx: the optimizer.
       param_dtype: dtype of the parameters.
       mesh: where the state is.
-      key: as for `growth.expand`.
+      seed: decides what new entries are, together with the step at which the stage begins.
       loss: of a batch, at the larger parameters; for what takes its gradient.
     """
     assert stage.plan is not None
@@ -166,6 +166,7 @@ def grow_state(
         return TrainState(state.step, params, opt_state)
 
     shardings = state_shardings(plan.target, tx, param_dtype, mesh)
+    key = jax.random.fold_in(jax.random.key(seed), stage.start)
     return jax.jit(grow, out_shardings=shardings)(state, key)
 
 
