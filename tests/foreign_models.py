@@ -49,7 +49,10 @@ class GPTBlock(nn.Module):
         h = nn.LayerNorm(epsilon=eps, name="ln_1")(x)
         qkv = nn.Dense(heads * (2 * k + v), name="qkv")(h)
         q, key, value = jnp.split(qkv, [heads * k, 2 * heads * k], axis=-1)
-        split = lambda y: jnp.swapaxes(y.reshape(*y.shape[:2], heads, -1), 1, 2)  # noqa: E731
+
+        def split(y):
+            return jnp.swapaxes(y.reshape(*y.shape[:2], heads, -1), 1, 2)
+
         mixed = jnp.swapaxes(causal_attention(split(q), split(key), split(value)), 1, 2)
         x = x + nn.Dense(x.shape[-1], name="proj")(mixed.reshape(*x.shape[:2], -1))
         h = nn.gelu(nn.Dense(shape.mlp_dim, name="fc")(nn.LayerNorm(epsilon=eps, name="ln_2")(x)))
@@ -128,7 +131,10 @@ class PaperLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        norm = lambda name: nn.RMSNorm(epsilon=self.arch.norm_eps, name=name)  # noqa: E731
+
+        def norm(name):
+            return nn.RMSNorm(epsilon=self.arch.norm_eps, name=name)
+
         x = x + MHA(self.arch, self.index, name="MHA")(norm("Norm_MHA")(x))
         hidden = nn.Dense(self.arch.layers[self.index].mlp_dim, name="MLP_1")(norm("Norm_MLP")(x))
         return x + nn.Dense(x.shape[-1], name="MLP_2")(nn.relu(hidden))
@@ -179,7 +185,10 @@ def llama_init(arch):
     h, layers = arch.embed_dim, []
     for i, shape in enumerate(arch.layers):
         keys = iter(jax.random.split(jax.random.fold_in(KEY, i), 7))
-        init = lambda *shape, keys=keys: jax.random.normal(next(keys), shape) * shape[-1] ** -0.5  # noqa: E731
+
+        def init(*shape, keys=keys):
+            return jax.random.normal(next(keys), shape) * shape[-1] ** -0.5
+
         layers.append(
             {
                 "wq": init(shape.num_heads * shape.qk_dim, h),
@@ -196,7 +205,9 @@ def llama_init(arch):
 
 
 def llama_apply(arch, tree, tokens):
-    norm = lambda x, gain: gain * x / jnp.sqrt((x * x).mean(-1, keepdims=True) + arch.norm_eps)  # noqa: E731
+
+    def norm(x, gain):
+        return gain * x / jnp.sqrt((x * x).mean(-1, keepdims=True) + arch.norm_eps)
 
     def rotate(x, theta):
         width = x.shape[-1]
@@ -208,7 +219,10 @@ def llama_apply(arch, tree, tokens):
     x = tree["embed"][tokens]
     for shape, layer in zip(arch.layers, tree["layers"], strict=True):
         a = norm(x, layer["norms"][0])
-        heads = lambda y, n: y.reshape(*y.shape[:2], n, -1).swapaxes(1, 2)  # noqa: E731
+
+        def heads(y, n):
+            return y.reshape(*y.shape[:2], n, -1).swapaxes(1, 2)
+
         q = rotate(heads(a @ layer["wq"].T, shape.num_heads), shape.rope_theta)
         k = rotate(heads(a @ layer["wk"].T, shape.num_kv_heads), shape.rope_theta)
         v = heads(a @ layer["wv"].T, shape.num_kv_heads)

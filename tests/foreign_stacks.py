@@ -34,7 +34,10 @@ class T5Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, memory, bias):
-        split = lambda y, n: jnp.moveaxis(y.reshape(*y.shape[:2], -1, n), 2, 1)  # noqa: E731
+
+        def split(y, n):
+            return jnp.moveaxis(y.reshape(*y.shape[:2], -1, n), 2, 1)
+
         heads, qk, v = self.shape.num_heads, self.shape.qk_dim, self.shape.v_dim
         query = split(dense(heads * qk, "q")(x), qk)
         key = split(dense(heads * qk, "k")(memory), qk)
@@ -51,7 +54,10 @@ class T5Stack(nn.Module):
     @nn.compact
     def __call__(self, x, memory=None):
         arch, length = self.arch, x.shape[1]
-        norm = lambda name: nn.RMSNorm(epsilon=arch.norm_eps, name=name)  # noqa: E731
+
+        def norm(name):
+            return nn.RMSNorm(epsilon=arch.norm_eps, name=name)
+
         table = nn.Embed(8, arch.layers[0].num_heads, name="relative_attention_bias")
         bias = jnp.moveaxis(table(buckets(length, not self.decoder)), -1, 0)
         if self.decoder:

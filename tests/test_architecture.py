@@ -55,7 +55,10 @@ def test_it_is_frozen():
 
 
 def test_runs_are_neighbouring_layers_of_one_shape():
-    runs = lambda **fields: Architecture(**SIZES | dict(num_layers=4) | fields, qk_dim=4).runs  # noqa: E731
+
+    def runs(**fields):
+        return Architecture(**SIZES | dict(num_layers=4) | fields, qk_dim=4).runs
+
     assert runs() == ((0, 4),)
     assert runs(mlp_dim=(7, 7, 9, 9)) == ((0, 2), (2, 2))
     assert runs(mlp_dim=(7, 9, 7, 7), rope_theta=(1.0, 1.0, 1.0, 2.0)) == (

@@ -93,7 +93,10 @@ def test_several_rules_for_one_path_are_refused():
 
 def test_an_index_in_the_path_runs_from_zero_to_its_size():
     blueprint = Blueprint([("{side}/{layers}/heads_{kv_heads}", "value", "embed v")])
-    heads = lambda n: {f"heads_{i}": np.zeros((6, 3)) for i in range(n)}  # noqa: E731
+
+    def heads(n):
+        return {f"heads_{i}": np.zeros((6, 3)) for i in range(n)}
+
     blueprint.check({"left": [heads(2), heads(2)], "right": [heads(2), heads(2)]}, ARCHITECTURE)
     with pytest.raises(BlueprintError, match="right/1/heads_1: missing, though right/0/heads_0"):
         blueprint.check({"right": [heads(2), heads(1)]}, ARCHITECTURE)

@@ -81,7 +81,10 @@ def test_free_values_from_the_initializer_and_from_copies(name, free):
 def test_containers_are_kept():
     """What `model.init` returns, with boxes and without, with the level 'params' and without."""
     plan = plan_of("llama", "all")
-    init = lambda arch: Transformer(arch).init(jax.random.key(1), networks.TOKENS)  # noqa: E731
+
+    def init(arch):
+        return Transformer(arch).init(jax.random.key(1), networks.TOKENS)
+
     raw = jax.jit(init, static_argnums=0)(plan.source)
     want = jax.eval_shape(lambda: init(plan.target))
     old = logits(plan.source, nn.unbox(raw)["params"])
@@ -116,7 +119,10 @@ def test_the_same_key_gives_the_same_values_and_another_key_others():
     one, again = (growth.expand(parameters, plan, key=jax.random.key(3)) for _ in range(2))
     networks.assert_same_trees(one, again)
     other = growth.expand(parameters, plan, key=jax.random.key(4))
-    value = lambda tree: tree["layers_0"]["attention"]["value"]["kernel"]  # noqa: E731
+
+    def value(tree):
+        return tree["layers_0"]["attention"]["value"]["kernel"]
+
     assert (value(one) != value(other)).any()
 
 
@@ -216,14 +222,19 @@ def test_on_a_mesh_of_eight_devices(free):
     )(architecture)  # fmt: skip
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     rules = [("embed", "data"), ("mlp", "tensor"), ("kv_heads", "tensor"), ("vocab", "tensor")]
-    shardings = lambda arch: nn.logical_to_mesh_sharding(logical_axes(arch), mesh, rules)  # noqa: E731
+
+    def shardings(arch):
+        return nn.logical_to_mesh_sharding(logical_axes(arch), mesh, rules)
 
     with jax.enable_x64(False):
         parameters = random_parameters(architecture, dtype=np.float32)
         key = jax.random.key(0)
         plain = growth.expand(parameters, plan, key=key, free=free)
         sharded = jax.device_put(parameters, shardings(architecture))
-        expand = lambda tree, key: growth.expand(tree, plan, key=key, free=free)  # noqa: E731
+
+        def expand(tree, key):
+            return growth.expand(tree, plan, key=key, free=free)
+
         grown = jax.jit(expand, out_shardings=shardings(plan.target))(sharded, key)
 
         kernel = grown["layers_0"]["mlp"]["up"]["kernel"]

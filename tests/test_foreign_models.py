@@ -176,7 +176,10 @@ def test_one_array_may_hold_all_layers():
 
 def piecewise_init(arch):
     random = np.random.default_rng(5)
-    new = lambda *shape: 0.6 * random.standard_normal(shape)  # noqa: E731
+
+    def new(*shape):
+        return 0.6 * random.standard_normal(shape)
+
     h = arch.embed_dim
     tree = {
         "dims": [
@@ -200,7 +203,9 @@ def piecewise_init(arch):
 
 
 def piecewise_apply(arch, tree, tokens):
-    across = lambda name: jnp.stack([dim[name] for dim in tree["dims"]], axis=-1)  # noqa: E731
+
+    def across(name):
+        return jnp.stack([dim[name] for dim in tree["dims"]], axis=-1)
 
     def norm(x, i):
         if arch.norm == "layernorm":

@@ -69,7 +69,10 @@ def test_adafactor_changes_its_form_where_a_dimension_crosses_the_threshold(thre
     forms = [sum(v.size == 1 for v in jax.tree.leaves(s.v)) for s in (state, grown)]
     assert forms[0] < forms[1]
     # Sums over an array that was whole are those of its entries.
-    kernel = lambda tree: np.asarray(tree["embed"]["embedding"])  # noqa: E731
+
+    def kernel(tree):
+        return np.asarray(tree["embed"]["embedding"])
+
     if kernel(state.v).size > 1 and kernel(grown.v).size == 1:
         np.testing.assert_allclose(kernel(grown.v_row).mean(), kernel(state.v).sum() / 110)
 

@@ -58,7 +58,10 @@ def test_epsilon_shrinks_with_the_width_of_the_stream():
 def test_the_rotary_base_grows_so_that_the_old_frequencies_stay():
     target = growth.attention_expansion(8, layers=(1,))(LLAMA).target
     assert target.rope_theta == (1e4, 1e8, 1e4)
-    frequencies = lambda theta, qk: theta ** -(np.arange(0, qk, 2) / qk)  # noqa: E731
+
+    def frequencies(theta, qk):
+        return theta ** -(np.arange(0, qk, 2) / qk)
+
     np.testing.assert_allclose(frequencies(1e8, 8)[:2], frequencies(1e4, 4), rtol=1e-15)
     assert growth.attention_expansion(8)(PAPER).target.rope_theta == PAPER.rope_theta  # no rotation
 

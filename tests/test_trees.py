@@ -75,7 +75,10 @@ def test_containers_stay_what_they_are(tree, path, kind):
 
 
 def test_a_field_called_value_is_a_name_unless_it_is_a_box():
-    paths = lambda tree: [leaf.path for leaf in trees.leaves(tree)]  # noqa: E731
+
+    def paths(tree):
+        return [leaf.path for leaf in trees.leaves(tree)]
+
     assert paths({"a": Attention(1, 2)}) == ["a/query", "a/value"]
     assert paths({"a": Attention({"w": 1}, 2)}) == ["a/query/w", "a/value"]
     assert paths({"a": nn.LogicallyPartitioned(1, ("embed",))}) == ["a"]

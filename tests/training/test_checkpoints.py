@@ -31,7 +31,10 @@ def new_iterator():
 def new_state(value: float = 1.0, shape: tuple[int, int] = (16, 3)) -> dict:
     """A state of several dtypes and containers, sharded over every device there is."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+
+    def place(x, *axes):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
     size = int(np.prod(shape))
     params = {
         "kernel": place(value * jnp.arange(size, dtype=jnp.float32).reshape(shape), "data"),

@@ -117,7 +117,10 @@ def test_shifts_move_an_image_and_repeat_its_edges():
 
 def test_an_order_with_shifts_resumes():
     data = load_dataset(DataConfig(images="digits", max_shift=2), digits_architecture())
-    make = lambda: train_iterator(data.train, batch_size=4, seed=0, augment=data.augment)  # noqa: E731
+
+    def make():
+        return train_iterator(data.train, batch_size=4, seed=0, augment=data.augment)
+
     iterator = make()
     next(iterator)
     state = iterator.get_state()
