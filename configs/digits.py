@@ -10,7 +10,7 @@ million parameters. To compare with the same model trained at its full size from
 
 from ml_collections import ConfigDict
 
-from growth.presets import VIT
+from growth.architecture.presets import VIT
 from growth.training.config import defaults
 
 SIZES = dict(embed_dim=64, num_layers=4, num_heads=4, qk_dim=16, v_dim=16, mlp_dim=256)

@@ -13,7 +13,7 @@ The target has GPT-2's own shape, so that it can be compared with every publishe
 
 from ml_collections import ConfigDict
 
-from growth.presets import GPT2
+from growth.architecture.presets import GPT2
 from growth.training.config import defaults
 
 

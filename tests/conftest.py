@@ -26,16 +26,17 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
-import networks
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.helpers import networks
+
 # Few tests that take long: they go first, or one process would be left with them at the end.
 LONG_FILES = (
-    "test_certify.py",
-    "test_cli.py",
-    "test_expand_random.py",
-    "test_free.py",
+    "test_certificate.py",
+    "test_commands.py",
+    "test_random_compositions.py",
+    "test_initialization.py",
     "test_images.py",
     "test_killed.py",
     "test_loop.py",

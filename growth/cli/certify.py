@@ -16,8 +16,8 @@ from absl import app, flags, logging
 from growth import certify, expand, grow_to
 from growth.cli import errors
 from growth.models import make_model
-from growth.training.data import train_iterator
-from growth.training.dataset import load_dataset
+from growth.training.data.batches import train_iterator
+from growth.training.data.dataset import load_dataset
 from growth.training.run import load_model
 from growth.training.step import batch_logits, batch_stream, cross_entropy, loss
 

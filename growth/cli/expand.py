@@ -22,9 +22,9 @@ from growth.errors import InputError
 from growth.huggingface import card, plan_expansion
 from growth.huggingface.expand import run
 from growth.huggingface.expansion import Expansion
-from growth.huggingface.verification import obstacle
+from growth.huggingface.verification import why_unverifiable
 from growth.huggingface.writing import estimated_seconds
-from growth.planning import GrowthPlan
+from growth.rules.growth_plan import GrowthPlan
 from growth.training.offline import expand_run, is_run, plan_run
 
 _SOURCE = flags.DEFINE_string("source", None, "The directory of the checkpoint.", required=True)
@@ -129,7 +129,10 @@ def _expand_run(sizes: dict[str, Any]) -> None:
 def _why_not(expansion: Expansion, output: Path) -> str:
     if _VERIFY.value is False:
         return "--noverify"
-    return obstacle(expansion, output.absolute().parent) or "nothing kept it from being verified"
+    return (
+        why_unverifiable(expansion, output.absolute().parent)
+        or "nothing kept it from being verified"
+    )
 
 
 def _positions(texts: list[str]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from growth.architecture import Architecture
-from growth.blueprint import Parameter
+from growth.blueprints.parameters import Parameter
 from growth.errors import InputError
 from growth.huggingface import rotary, tensors
 from growth.huggingface.families import family_of

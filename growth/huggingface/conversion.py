@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from growth import layout, trees
 from growth.architecture import Architecture
-from growth.blueprint import Parameter, siblings
+from growth.blueprints import pytrees
+from growth.blueprints.notation import parse
+from growth.blueprints.parameters import Parameter, siblings
+from growth.expansion import role_views
+from growth.files import staged
 from growth.huggingface import tensors
 from growth.huggingface.checkpoint import open_checkpoint, read_json
 from growth.huggingface.families import FAMILIES, family_of
 from growth.huggingface.family import Config, Family, FamilyError, Tensor
 from growth.huggingface.tensors import DTYPES, Spec
 from growth.models import blueprint, initial_parameters
-from growth.notation import parse
-from growth.staging import staged
 
 
 def load_architecture(source: str | os.PathLike) -> Architecture:
@@ -57,7 +58,7 @@ def load(source: str | os.PathLike, dtype: str | None = "float32") -> tuple[Arch
     numbers = stored if dtype is None else jnp.dtype(dtype)
     shapes = jax.eval_shape(lambda: initial_parameters(architecture, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, numbers), shapes)
-    arrays = {leaf.path: leaf.value for leaf in trees.leaves(params)}
+    arrays = {leaf.path: leaf.value for leaf in pytrees.leaves(params)}
     for name, parameter in checkpoint.parameters.items():
         array = checkpoint.read(name)
         for here, there in _pairs(checkpoint.family, parameter, array, arrays, architecture):
@@ -110,7 +111,7 @@ def save(
     else:
         raise FamilyError(f"family is {family!r}, but it must be one of {', '.join(FAMILIES)}")
 
-    arrays = {leaf.path: np.asarray(leaf.value) for leaf in trees.leaves(params)}
+    arrays = {leaf.path: np.asarray(leaf.value) for leaf in pytrees.leaves(params)}
     name = str(next(iter(arrays.values())).dtype) if dtype is None else dtype
     targets = {parameter.name: parameter for parameter in _tensors(kind, architecture)}
     specs = {n: Spec(_shape(kind, p, architecture), tensors.code(name)) for n, p in targets.items()}
@@ -149,7 +150,7 @@ def _tensors(family: Family, architecture: Architecture) -> Iterator[Parameter]:
 def _shape(family: Family, parameter: Parameter, architecture: Architecture) -> tuple[int, ...]:
     length = architecture.max_length + _tensor(family, parameter).skipped
     sizes = {"vocab": architecture.vocab_size, "length": length}
-    return layout.array_shape(parameter, architecture, sizes)
+    return role_views.array_shape(parameter, architecture, sizes)
 
 
 def _tensor(family: Family, parameter: Parameter) -> Tensor:
@@ -166,10 +167,10 @@ def _pairs(
     """Views of the same numbers, in a tensor and in the reference model's arrays, for each role."""
     tensor = _tensor(family, parameter)
     array = array[tensor.skipped :]
-    sections = layout.sections(
-        parameter, architecture, layout.fixed_sizes(parameter, array.shape, architecture)
+    sections = role_views.sections(
+        parameter, architecture, role_views.fixed_sizes(parameter, array.shape, architecture)
     )
-    views = layout.split(array, parameter, architecture)
+    views = role_views.split(array, parameter, architecture)
     layer = parameter.layers.start if parameter.layers else None
     for section, view, path in zip(sections, views, tensor.reference, strict=True):
         there, axes = _reference(path, layer, reference, architecture)
@@ -193,13 +194,13 @@ def _reference(
     if layer is None:
         parameter = Parameter(rule, (), "", range(0))
     else:
-        first, number = next(run for run in architecture.runs if layer < sum(run))
+        first, number = next(run for run in architecture.layer_runs if layer < sum(run))
         parameter = Parameter(rule, (("layers", first),), "", range(first, first + number))
     array = arrays[parameter.name]
-    fixed = layout.fixed_sizes(parameter, array.shape, architecture)
+    fixed = role_views.fixed_sizes(parameter, array.shape, architecture)
     ((section,), (view,)) = (
-        layout.sections(parameter, architecture, fixed),
-        layout.split(array, parameter, architecture),
+        role_views.sections(parameter, architecture, fixed),
+        role_views.split(array, parameter, architecture),
     )
     if layer is None:
         return view, section.axes

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from growth.architecture import Architecture
-from growth.blueprint import Parameter
+from growth.blueprints.parameters import Parameter
 from growth.huggingface.family import Config
 from growth.huggingface.tensors import Spec
 

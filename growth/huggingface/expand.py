@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from growth.errors import InputError
+from growth.files import staged
 from growth.huggingface import card, verification, writing
 from growth.huggingface.expansion import Expansion, plan_expansion
 from growth.huggingface.verification import Verification
 from growth.huggingface.writing import Progress
-from growth.staging import staged
 
 
 def expand_checkpoint(
@@ -22,7 +22,7 @@ def expand_checkpoint(
     output: str | os.PathLike,
     *,
     verify: bool | None = None,
-    progress: Progress = writing.silent,
+    progress: Progress = writing.no_progress,
     **options: Any,
 ) -> Verification | None:
     """Writes a larger checkpoint that computes the same function.
@@ -51,14 +51,14 @@ def run(
     output: str | os.PathLike,
     *,
     verify: bool | None = None,
-    progress: Progress = writing.silent,
+    progress: Progress = writing.no_progress,
 ) -> Verification | None:
     """Does what was planned; see `expand_checkpoint`."""
     output, source = Path(output).absolute(), expansion.source
     if output.resolve().is_relative_to(source.directory.resolve()):
         raise InputError(f"output {output} lies in the source, which is left as it is")
     output.parent.mkdir(parents=True, exist_ok=True)
-    why_not = verification.obstacle(expansion, output.parent)
+    why_not = verification.why_unverifiable(expansion, output.parent)
     if verify and why_not:
         raise InputError(f"verify is True, but {why_not}")
     carried = source.carried

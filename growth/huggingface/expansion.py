@@ -9,19 +9,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from growth.blueprint import Parameter, siblings
+from growth.blueprints.parameters import Parameter, siblings
 from growth.errors import InputError
-from growth.free import Choice, GradMax
-from growth.free import choice as read_choice
+from growth.expansion.initialization import Choice, GradMax
+from growth.expansion.initialization import choice as read_choice
+from growth.expansion.numpy_backend import grow_array, source_of
+from growth.expansion.role_views import array_shape, fixed_sizes
 from growth.huggingface import tensors
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
 from growth.huggingface.cost import Cost, cost
 from growth.huggingface.tensors import DTYPES, Spec
-from growth.layout import array_shape, fixed_sizes
-from growth.planning import GrowthError, GrowthPlan
-from growth.roles import GAINS
-from growth.streaming import grow_array, source_of
-from growth.transformations import grow_to
+from growth.rules.growth_plan import GrowthError, GrowthPlan
+from growth.rules.roles import GAINS
+from growth.rules.transformations import grow_to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.blueprint import Blueprint
+from growth.blueprints.blueprint import Blueprint
 from growth.errors import InputError
 from growth.huggingface import rotary, tied
-from growth.planning import GrowthError
+from growth.rules.growth_plan import GrowthError
 
 Config = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.planning import GrowthError
-from growth.positions import RopeScaling
+from growth.architecture.positions import RopeScaling
+from growth.rules.growth_plan import GrowthError
 
 # The largest base that transformers, which computes frequencies in float32, can hold.
 _LARGEST_THETA = 3.4e38

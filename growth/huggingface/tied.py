@@ -2,7 +2,7 @@
 
 from growth.architecture import Architecture
 from growth.errors import InputError
-from growth.planning import GrowthError
+from growth.rules.growth_plan import GrowthError
 
 
 def head_dim(model_type: str, embed_dim: int, num_heads: int) -> int:

@@ -75,7 +75,7 @@ class Verification:
         )
 
 
-def obstacle(expansion: Expansion, at: Path) -> str | None:
+def why_unverifiable(expansion: Expansion, at: Path) -> str | None:
     """Why a growth step cannot be verified here; None if it can.
 
     Args:

@@ -23,11 +23,11 @@ Progress = Callable[[int, int, str], None]
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-def silent(done: int, total: int, name: str) -> None:
+def no_progress(done: int, total: int, name: str) -> None:
     """Tells nobody."""
 
 
-def write(expansion: Expansion, directory: Path, progress: Progress = silent) -> None:
+def write(expansion: Expansion, directory: Path, progress: Progress = no_progress) -> None:
     """Writes `config.json` and all tensors of a larger model to a directory that is there."""
     source = expansion.source
     files = {

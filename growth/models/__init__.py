@@ -1,5 +1,7 @@
 """Reference models in Flax, each beside its blueprint."""
 
+from growth.blueprints.reference import register_reference_model
+from growth.models import reference
 from growth.models.body import Model
 from growth.models.reference import (
     apply,
@@ -25,3 +27,5 @@ __all__ = [
     "make_model",
     "stream",
 ]
+
+register_reference_model(reference)

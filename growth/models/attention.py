@@ -9,8 +9,8 @@ import numpy as np
 from einops import rearrange
 
 from growth.architecture import Architecture, LayerShape
+from growth.architecture.positions import alibi_slopes, rotary_frequencies
 from growth.models.parts import Norm, linear
-from growth.positions import alibi_slopes, rotary_frequencies
 
 
 class Attention(nn.Module):

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from growth.architecture import Architecture
+from growth.architecture.positions import sinusoids
 from growth.models.layer import Layer
 from growth.models.parts import Norm, named
-from growth.positions import sinusoids
 
 
 class Model(nn.Module):
@@ -59,7 +59,7 @@ class Model(nn.Module):
         # load: on a CPU, keeping them is 1.3 x slower and takes 2 to 3 x the memory.
         kept = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer = nn.remat(Layer, prevent_cse=False, policy=kept)
-        for first, number in arch.runs:
+        for first, number in arch.layer_runs:
             run = nn.scan(
                 layer,
                 variable_axes={"params": 0, "intermediates": 0},

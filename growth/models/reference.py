@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from growth import trees
 from growth.architecture import Architecture
-from growth.blueprint import Blueprint
+from growth.blueprints import pytrees
+from growth.blueprints.blueprint import Blueprint
 from growth.models.body import Model
 from growth.models.layer import Layer
 from growth.models.transformer import Transformer
@@ -61,7 +61,7 @@ def stream(architecture: Architecture, params: Any, inputs: jax.Array) -> list[j
         capture_intermediates=lambda module, _: isinstance(module, Layer),
         mutable=["intermediates"],
     )
-    runs = [seen["intermediates"][f"layers_{first}"] for first, _ in architecture.runs]
+    runs = [seen["intermediates"][f"layers_{first}"] for first, _ in architecture.layer_runs]
     return [layer for run in runs for layer in run["__call__"][0][0]]
 
 
@@ -90,7 +90,7 @@ def blueprint(architecture: Architecture) -> Blueprint:
     on their sizes, so it fits an architecture and all that it can grow to.
     """
     rules = {}
-    for leaf in trees.leaves(logical_axes(architecture)):
+    for leaf in pytrees.leaves(logical_axes(architecture)):
         path = re.sub(r"^layers_\d+", "layers_{layers}", leaf.path)
         rules[path] = (path, _role(path), " ".join(leaf.value))
     return Blueprint(tuple(rules.values()))

@@ -1,7 +1,7 @@
 """Optimizer states grow with the parameters."""
 
-from growth.optimizer.expand import OptimizerStateError, expand_optimizer_state
-from growth.optimizer.table import KEEP, LAST, PARAMETERS, STATE, register_optimizer_state
+from growth.optimizer.state_expansion import OptimizerStateError, expand_optimizer_state
+from growth.optimizer.state_fields import KEEP, LAST, PARAMETERS, STATE, register_optimizer_state
 
 __all__ = [
     "KEEP",

@@ -14,8 +14,8 @@ from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
 from growth.errors import InputError
-from growth.schedule import Stage, stages, training_flops
-from growth.training.data import DataConfig
+from growth.training.data.batches import DataConfig
+from growth.training.schedule import Stage, stages, training_flops
 
 
 class ConfigError(InputError):
@@ -106,7 +106,7 @@ class TrainConfig:
 
     Attributes:
       architecture: what the run starts with.
-      growth: the growth schedule, as `growth.schedule.stages` takes it.
+      growth: the growth schedule, as `growth.training.schedule.stages` takes it.
       initialize_from: a checkpoint of Hugging Face whose parameters the run starts with; "" for
         the model's own initializer.
       num_steps: optimizer steps of the whole run.

@@ -9,7 +9,7 @@ import numpy as np
 
 from growth.errors import InputError
 from growth.models import Model, logits
-from growth.training.tokenizers import Tokenizer
+from growth.training.data.tokenizers import Tokenizer
 
 
 def generate(

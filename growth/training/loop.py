@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from growth.certify import certify
-from growth.schedule import Stage
+from growth.certification.certificate import certify
 from growth.training.config import TrainConfig
 from growth.training.metrics import FILE_NAME, read_metrics
 from growth.training.progress import format_count
-from growth.training.report import write_report
+from growth.training.report.page import write_report
 from growth.training.run import (
     Run,
     log_evaluation,
@@ -23,6 +22,7 @@ from growth.training.run import (
     relative_difference,
     save,
 )
+from growth.training.schedule import Stage
 from growth.training.state import TrainState, grow_state, state_shardings
 from growth.training.step import (
     Metrics,

@@ -18,17 +18,17 @@ import jax
 import numpy as np
 
 from growth.errors import InputError
-from growth.free import GradMax
+from growth.expansion.initialization import GradMax
+from growth.files import staged
 from growth.models import make_model
-from growth.planning import GrowthPlan
-from growth.schedule import MOMENTS, Stage, flops_spent, stages, training_flops
-from growth.staging import staged
+from growth.rules.growth_plan import GrowthPlan
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import MeshConfig, TrainConfig, parse
 from growth.training.metrics import FILE_NAME, MetricsWriter
 from growth.training.optimization import make_optimizer
 from growth.training.run import write_config
+from growth.training.schedule import MOMENTS, Stage, flops_spent, stages, training_flops
 from growth.training.state import grow_state, restorable_state
 
 # The largest difference of logits, relative to the largest logit, by the dtype of parameters: what

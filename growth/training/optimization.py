@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growth.optimizer.newborn import Event, correct_by_age, rewarm
-from growth.schedule import Stage, training_flops
+from growth.optimizer.post_growth import Event, correct_by_age, rewarm
 from growth.training.config import OptimizerConfig, TrainConfig
+from growth.training.schedule import Stage, training_flops
 
 
 def flops_at(stages: Sequence[Stage], tokens_per_step: int) -> optax.Schedule:

@@ -21,17 +21,18 @@ from rich.console import Console
 
 from growth.architecture import Architecture
 from growth.models import Model, logits
-from growth.schedule import Stage, flops_spent
 from growth.training import mesh as meshes
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
-from growth.training.data import Batch, Examples, eval_batches, train_iterator
-from growth.training.dataset import Dataset, load_dataset
+from growth.training.data.batches import Batch, Examples, eval_batches, train_iterator
+from growth.training.data.dataset import Dataset, load_dataset
+from growth.training.data.tokenizers import Tokenizer
 from growth.training.generate import generate
 from growth.training.interrupt import StopRequest, stop_request
 from growth.training.metrics import MetricsWriter
 from growth.training.optimization import learning_rate, make_optimizer, rewarmed
 from growth.training.progress import Progress, format_count
+from growth.training.schedule import Stage, flops_spent
 from growth.training.state import (
     TrainState,
     differing,
@@ -41,7 +42,6 @@ from growth.training.state import (
     started_from,
 )
 from growth.training.step import Metrics, make_evaluation
-from growth.training.tokenizers import Tokenizer
 
 
 class DivergedError(RuntimeError):

@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from growth import huggingface, models
 from growth.architecture import Architecture
-from growth.expand import expand
+from growth.expansion.parameters import expand
 from growth.models import Model, initial_parameters
 from growth.optimizer import expand_optimizer_state
-from growth.schedule import Stage
 from growth.training import mesh as meshes
 from growth.training.config import ConfigError, TrainConfig
+from growth.training.schedule import Stage
 
 
 @functools.partial(

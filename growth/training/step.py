@@ -10,7 +10,7 @@ import optax
 from growth import models
 from growth.architecture import Architecture
 from growth.models import Model, logits
-from growth.training.data import Batch
+from growth.training.data.batches import Batch
 from growth.training.state import TrainState
 
 Metrics = dict[str, jax.Array]

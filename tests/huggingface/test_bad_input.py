@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from small_models import make
 
 from growth.errors import InputError
+from growth.files import staged
 from growth.huggingface import expand_checkpoint, tensors
-from growth.staging import staged
+from tests.helpers.small_models import make
 
 
 @pytest.fixture

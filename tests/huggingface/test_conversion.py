@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from networks import first
-from small_models import CONFIGS, PLAIN, TOKENS, difference, load, logits, make
 
 import growth
 from growth import huggingface
 from growth.errors import InputError
 from growth.huggingface.family import FamilyError
 from growth.models import apply, initial_parameters
+from tests.helpers.networks import first
+from tests.helpers.small_models import CONFIGS, PLAIN, TOKENS, difference, load, logits, make
 
 COVERED = [n for n in CONFIGS if n not in ("mixtral", "opt, norms after branches")]
 CHOSEN = ("llama", "mistral", "qwen2", "gpt2", "gpt_neox", "gemma2", "olmo2", "opt")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
-import small_models
 import torch
 from safetensors import safe_open
-from small_models import difference, load, logits, make
 
-from growth import planning
 from growth.huggingface import expand_checkpoint, plan_expansion, verification
 from growth.huggingface.verification import VerificationError, float64_everywhere
+from growth.rules import growth_plan
+from tests.helpers import small_models
+from tests.helpers.small_models import difference, load, logits, make
 
 ALL = dict(embed_dim=36, num_heads=6, head_dim=12, mlp_dim=30, num_layers=4)
 
@@ -186,21 +186,23 @@ def test_growing_twice_is_growing_once(tmp_path):
 def test_what_is_not_the_same_function_leaves_nothing(tmp_path, monkeypatch):
     """An epsilon that is not scaled is found, and there is no output."""
     make("llama, biases, scaled rotary, tied, epsilon 1e-3", tmp_path / "source")
-    real = planning.scaled_epsilon
-    monkeypatch.setattr(planning, "scaled_epsilon", lambda arch, embed: arch.norm_eps)
-    monkeypatch.setattr("growth.transformations.scaled_epsilon", lambda arch, embed: arch.norm_eps)
+    real = growth_plan.scaled_epsilon
+    monkeypatch.setattr(growth_plan, "scaled_epsilon", lambda arch, embed: arch.norm_eps)
+    monkeypatch.setattr(
+        "growth.rules.transformations.scaled_epsilon", lambda arch, embed: arch.norm_eps
+    )
     with pytest.raises(VerificationError, match=r"logits differ by \d\.\de-0\d in float64"):
         expand_checkpoint(tmp_path / "source", tmp_path / "grown", embed_dim=36)
-    assert real is not planning.scaled_epsilon
+    assert real is not growth_plan.scaled_epsilon
     assert not list(tmp_path.glob("grown*"))
 
 
 def test_verification_says_why_it_cannot_be_done(tmp_path, monkeypatch):
     make("llama", tmp_path / "source")
     expansion = plan_expansion(tmp_path / "source", **ALL)
-    assert verification.obstacle(expansion, tmp_path) is None
+    assert verification.why_unverifiable(expansion, tmp_path) is None
     monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
-    assert re.match(r"it takes .* GB of memory", verification.obstacle(expansion, tmp_path))
+    assert re.match(r"it takes .* GB of memory", verification.why_unverifiable(expansion, tmp_path))
     assert expand_checkpoint(tmp_path / "source", tmp_path / "grown", **ALL) is None
     assert load(tmp_path / "grown")
 

@@ -4,15 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
-import small_models
 import torch
-from networks import first
-from small_models import CONFIGS, PLAIN, REFUSED, difference, limit, logits, make, steps
 
 from growth.errors import InputError
 from growth.huggingface import expand_checkpoint, plan_expansion
 from growth.huggingface.families import FAMILIES
 from growth.huggingface.verification import float64_everywhere
+from tests.helpers import small_models
+from tests.helpers.networks import first
+from tests.helpers.small_models import (
+    CONFIGS,
+    PLAIN,
+    REFUSED,
+    difference,
+    limit,
+    logits,
+    make,
+    steps,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 CASES = [(name, kind) for name in CONFIGS for kind in steps(name)]

@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from small_models import make
 
 from growth.huggingface import plan_expansion
 from growth.huggingface.checkpoint import open_checkpoint
+from tests.helpers.small_models import make
 
 SIZES = ["--embed_dim=36", "--num_layers=40", "--mlp_dim=400"]
 

@@ -3,19 +3,20 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from networks import ARCHITECTURES, TOKENS, difference, logits, random_parameters
-from reference import reference_logits
 
-from growth import Architecture, trees
-from growth.fields import BIASES
+from growth import Architecture
+from growth.architecture.positions import rotary_frequencies
+from growth.architecture.validation import BIASES
+from growth.blueprints import pytrees
 from growth.models import Transformer, initial_parameters, logical_axes
 from growth.models.attention import attend, rotate
-from growth.positions import rotary_frequencies
-from growth.roles import AXES
+from growth.rules.roles import AXES
+from tests.helpers import networks
+from tests.helpers.networks import ARCHITECTURES, TOKENS, difference, logits, random_parameters
+from tests.helpers.numpy_transformer import reference_logits
 
 SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=2, num_heads=2, mlp_dim=7)
 
@@ -111,7 +112,7 @@ def test_every_axis_of_every_parameter_has_its_name():
     known = {*AXES, "vocab", "length", "patch"}
     for architecture in VARIANTS.values():
         tree, paths = networks.abstract_parameters(architecture)
-        names = {leaf.path: leaf.value for leaf in trees.leaves(logical_axes(architecture))}
+        names = {leaf.path: leaf.value for leaf in pytrees.leaves(logical_axes(architecture))}
         assert list(names) == list(paths)
         for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
             assert len(names[path]) == leaf.ndim

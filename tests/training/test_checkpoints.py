@@ -15,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from growth.architecture import Architecture
 from growth.training.checkpoints import CheckpointError, Checkpoints
-from growth.training.data import train_iterator
-from growth.training.text import Windows
+from growth.training.data.batches import train_iterator
+from growth.training.data.text import Windows
 
 ARCHITECTURE = Architecture(
     vocab_size=16, max_length=8, embed_dim=8, num_layers=2, num_heads=(2, 1), qk_dim=4, mlp_dim=8
@@ -243,8 +243,8 @@ KILLED = """
 import os, signal, sys
 import jax.numpy as jnp, numpy as np
 from growth.training.checkpoints import Checkpoints
-from growth.training.data import train_iterator
-from growth.training.text import Windows
+from growth.training.data.batches import train_iterator
+from growth.training.data.text import Windows
 
 iterator = train_iterator(Windows(np.arange(401), 8), batch_size=4, seed=0)
 checkpoints = Checkpoints(sys.argv[1])
@@ -294,8 +294,8 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from growth.training.checkpoints import Checkpoints
-from growth.training.data import train_iterator
-from growth.training.text import Windows
+from growth.training.data.batches import train_iterator
+from growth.training.data.text import Windows
 
 assert jax.device_count() == 8
 mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -1,6 +1,5 @@
 """Text is continued as the model's logits say, whatever the length of prompt and continuation."""
 
-import networks
 import numpy as np
 import pytest
 
@@ -8,6 +7,7 @@ from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.models import Transformer
 from growth.training.generate import generate
+from tests.helpers import networks
 
 ARCHITECTURE = Architecture.llama(
     vocab_size=26, max_length=6, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16

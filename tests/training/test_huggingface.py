@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import runs
 import torch
 import transformers
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from growth.training.config import ConfigError, parse
 from growth.training.loop import train
 from growth.training.metrics import read_metrics
 from growth.training.run import load_model
+from tests.helpers import runs
 
 transformers.logging.disable_progress_bar()
 

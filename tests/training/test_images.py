@@ -3,25 +3,24 @@
 import json
 
 import jax
-import networks
 import numpy as np
 import pytest
-import runs
 
 from growth import Architecture, ArchitectureError
+from growth.architecture.patches import Patches
+from growth.architecture.presets import VIT
 from growth.cli import errors
 from growth.errors import InputError
 from growth.models import VisionTransformer
-from growth.patches import Patches
-from growth.presets import VIT
 from growth.training.config import ConfigError, defaults, parse
-from growth.training.data import Batch, DataConfig, train_iterator
-from growth.training.dataset import load_dataset
+from growth.training.data.batches import Batch, DataConfig, train_iterator
+from growth.training.data.dataset import load_dataset
+from growth.training.data.images import load_images, shifts
+from growth.training.data.tokenizers import ByteTokenizer, DataError
 from growth.training.generate import generate
-from growth.training.images import load_images, shifts
 from growth.training.loop import train
 from growth.training.run import load_model
-from growth.training.tokenizers import ByteTokenizer, DataError
+from tests.helpers import networks, runs
 
 DIGITS = DataConfig(images="digits", validation_fraction=0.25)
 

@@ -6,21 +6,20 @@ import shutil
 import signal
 import time
 
-import networks
 import numpy as np
 import pytest
-import runs
 
 from growth.cli import errors
 from growth.training.checkpoints import Checkpoints
 from growth.training.config import parse
-from growth.training.data import train_iterator
-from growth.training.dataset import load_dataset
+from growth.training.data.batches import train_iterator
+from growth.training.data.dataset import load_dataset
 from growth.training.loop import train, train_stage
 from growth.training.mesh import make_mesh
 from growth.training.optimization import make_optimizer
 from growth.training.run import load_model, open_run
 from growth.training.state import restorable_state
+from tests.helpers import networks, runs
 
 DIMENSIONS = {"embed_dim", "mlp_dim", "num_layers", "num_heads", "qk_dim", "v_dim"}
 

@@ -7,18 +7,18 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import runs
 
 import growth
 from growth.errors import InputError
-from growth.optimizer.newborn import Rewarming
-from growth.schedule import ScheduleError
+from growth.optimizer.post_growth import Rewarming
 from growth.training.checkpoints import CheckpointError, Checkpoints
 from growth.training.config import parse
 from growth.training.loop import train
 from growth.training.offline import expand_run, is_run, plan_run
 from growth.training.optimization import learning_rate
 from growth.training.run import load_model
+from growth.training.schedule import ScheduleError
+from tests.helpers import runs
 
 SIZES = dict(num_heads=4, qk_dim=8, v_dim=6, embed_dim=24, mlp_dim=30, num_layers=3, position=(0,))
 

@@ -7,7 +7,6 @@ import pytest
 
 from growth.architecture import Architecture
 from growth.models import initial_parameters
-from growth.schedule import flops_spent, stages, training_flops
 from growth.training.config import OptimizerConfig, TrainConfig
 from growth.training.optimization import (
     decayed,
@@ -16,6 +15,7 @@ from growth.training.optimization import (
     make_optimizer,
     rewarmed,
 )
+from growth.training.schedule import flops_spent, stages, training_flops
 
 SMALL = Architecture.llama(
     vocab_size=16, max_length=8, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16

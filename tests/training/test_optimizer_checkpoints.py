@@ -2,19 +2,19 @@
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-from networks import ARCHITECTURES, random_parameters
 from optax import contrib
 
 import growth
 from growth.training.checkpoints import Checkpoints
-from growth.training.data import train_iterator
+from growth.training.data.batches import train_iterator
+from growth.training.data.text import Windows
 from growth.training.optimization import decayed
 from growth.training.state import TrainState
-from growth.training.text import Windows
+from tests.helpers import networks
+from tests.helpers.networks import ARCHITECTURES, random_parameters
 
 
 def deep():

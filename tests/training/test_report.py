@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from growth.architecture import Architecture
-from growth.schedule import Stage
-from growth.training.report import write_report
-from growth.training.report_plots import label_rows, smooth
+from growth.training.report.page import write_report
+from growth.training.report.plots import label_rows, smooth
+from growth.training.schedule import Stage
 
 VOID = {"meta", "br", "path", "use"}
 

@@ -1,0 +1,1 @@
+"""Which parameter of a model has which role and axes."""

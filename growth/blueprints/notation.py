@@ -1,0 +1,119 @@
+"""The notation of blueprints: one rule, parsed.
+
+A rule's path names the leaves it is about. An axis in braces is an index in the path: one array for
+each layer, or for each head. Any other name in braces stands for any text. Its role is a key of
+`growth.rules.roles.ROLES`, or several, where one array holds several parameters along an axis
+`role`. Its axes read like einops: a name for each dimension of the array, and in parentheses the
+factors of one. `embed kv_heads group qk v mlp layers` are the axes that grow; any other name
+(vocab, length, an integer) is left alone. Where `layers` is an axis and also an index in the path,
+the array holds a run of layers, and the index is its first.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+from growth.errors import InputError
+from growth.rules.roles import AXES, ROLES
+
+# Names that a person may take for an axis that grows. A name that is no axis is left alone, so
+# these would silently not grow.
+_MISNOMERS = {
+    "heads": "(kv_heads group), or kv_heads where every head has its own keys",
+    "num_heads": "(kv_heads group), or kv_heads where every head has its own keys",
+    "num_kv_heads": "kv_heads",
+    "head_dim": "qk or v",
+    "qk_dim": "qk",
+    "v_dim": "v",
+    "mlp_dim": "mlp",
+    "embed_dim": "embed",
+    "hidden": "embed or mlp",
+    "layer": "layers",
+    "num_layers": "layers",
+}
+
+
+class BlueprintError(InputError):
+    """A blueprint is malformed, or does not fit a tree; the message says where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a blueprint.
+
+    Attributes:
+      path: the pattern, as written.
+      roles: the role of the parameter, or of each parameter that the array holds.
+      dims: for each dimension of the array the names of its factors, outermost first.
+      indices: the names in braces in the path.
+    """
+
+    path: str
+    roles: tuple[str, ...]
+    dims: tuple[tuple[str, ...], ...]
+    indices: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All the factors of all the dimensions, in order."""
+        return tuple(name for dim in self.dims for name in dim)
+
+    def path_of(self, indices: dict[str, Any]) -> str:
+        """The path with these indices."""
+        return self.path.format(**indices)
+
+
+def role_axis(axis: str, role: str, fused: bool) -> str | None:
+    """What an axis of an array means for one of its roles; None where that role has no such axis.
+
+    In an array that fuses several roles, one list of axes serves all: what is `qk` for queries and
+    keys is `v` for values, and `group` is there for queries only.
+    """
+    if axis not in AXES or axis == "layers" or getattr(ROLES[role], axis):
+        return axis
+    return "v" if fused and axis == "qk" and role == "value" else None
+
+
+@functools.cache
+def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.Pattern[str]]:
+    """A rule, and the pattern of the paths that it is about.
+
+    Raises:
+      BlueprintError: it is malformed; the message quotes it.
+    """
+
+    def wrong(why: str) -> BlueprintError:
+        return BlueprintError(f"the rule ({path!r}, {role!r}, {axes!r}): {why}")
+
+    roles = (role,) if isinstance(role, str) else role
+    for name in roles:
+        if name not in ROLES:
+            raise wrong(f"{name!r} is no role; the roles are {', '.join(ROLES)}")
+    if not re.fullmatch(r"(\s*(\w+\b|\([\w\s]+\)))*\s*", axes):
+        raise wrong("axes are names, and names in parentheses for the factors of one dimension")
+    dims = tuple(tuple(d.strip("()").split()) for d in re.findall(r"\w+|\([\w\s]+\)", axes))
+    indices = tuple(re.findall(r"{(\w+)}", path))
+    if re.search(r"[{}]", re.sub(r"{[^\W\d]\w*}", "", path)):
+        raise wrong("braces in a path hold a name")
+    rule = Rule(path, roles, dims, indices)
+
+    for dim in dims:
+        unknown = [n for n in dim if n not in (*AXES, "role") and not n.isdecimal()]
+        if len(unknown) > 1:
+            raise wrong(f"of {' and '.join(unknown)} only one can be told from the array")
+    for name in (*indices, *rule.axes):
+        if name in _MISNOMERS:
+            raise wrong(f"{name!r} is no axis; write {_MISNOMERS[name]}")
+        uses = (rule.axes.count(name), indices.count(name))
+        if not name.isdecimal() and (max(uses) > 1 or (sum(uses) > 1 and name != "layers")):
+            raise wrong(f"the axis {name!r} stands there twice")
+        if name in AXES and not any(role_axis(name, r, len(roles) > 1) for r in roles):
+            raise wrong(f"a parameter of role {role!r} has no axis {name!r}")
+    if ("role" in rule.axes) != (len(roles) > 1):
+        raise wrong("an axis `role` stands there if, and only if, there are several roles")
+    pattern = "".join(
+        (rf"(?P<{part}>\d+)" if part in AXES else rf"(?P<{part}>[^/]+)") if odd else re.escape(part)
+        for odd, part in ((i % 2, p) for i, p in enumerate(re.split(r"{(\w+)}", path)))
+    )
+    return rule, re.compile(f"(?P<prefix_>params/)?{pattern}")

@@ -1,0 +1,1 @@
+"""Arrays of a smaller model to those of a larger one."""

@@ -1,0 +1,114 @@
+"""Where each array of the larger model comes from.
+
+An array of the target is made of pieces: neighbouring layers in it that continue neighbouring
+layers of one array of the source, or that are new. An array that belongs to one layer, or to none,
+is a single piece.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from growth.blueprints.parameters import Parameter, size
+from growth.rules.growth_plan import GrowthPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Layers of a target array that come from one place.
+
+    Attributes:
+      target: the array of the target.
+      start: the first of the piece's layers, counted within the target array.
+      length: the number of layers.
+      source: the array of the source that the piece continues; for a new one the array of a unit
+        like it, in the layer below.
+      source_start: the first layer of `source` that is meant, counted within that array.
+      new_axes: the axes along which the whole piece is new: "layers" for new layers, an index in
+        the path for, say, a new head that has an array of its own.
+    """
+
+    target: Parameter
+    start: int
+    length: int
+    source: Parameter
+    source_start: int
+    new_axes: tuple[str, ...]
+
+
+def pieces(target: Parameter, plan: GrowthPlan) -> list[Piece]:
+    """The pieces of a target array, in order."""
+    if not target.layers:
+        return [_piece(target, 0, 1, None, plan)]
+    first = target.layers.start
+    if "layers" not in target.rule.axes:
+        return [_piece(target, 0, 1, first, plan)]
+    spans = _spans(target.layers, plan)
+    return [_piece(target, a - first, b - a, a, plan) for a, b in spans]
+
+
+def old_index(axis: str, index: int, old: int, new: int, rotary: bool) -> int | None:
+    """The index that entry `index` of a grown axis had before; None where it is new.
+
+    Args:
+      axis: the axis; not "layers".
+      old, new: its sizes before and after.
+      rotary: whether whole queries and keys are turned; then both halves of `qk` grow at their end.
+    """
+    if axis == "qk" and rotary:
+        half, within = divmod(index, new // 2)
+        return half * (old // 2) + within if within < old // 2 else None
+    return index if index < old else None
+
+
+def _spans(layers: range, plan: GrowthPlan) -> Iterator[tuple[int, int]]:
+    """Splits target layers where their origins do not follow each other in one source array."""
+    homes = {i: first for first, n in plan.source.layer_runs for i in range(first, first + n)}
+    start = layers.start
+    for layer in range(layers.start + 1, layers.stop + 1):
+        if layer < layers.stop:
+            before, here = plan.layer_sources[layer - 1], plan.layer_sources[layer]
+            if before is None and here is None:
+                continue
+            if before is not None and here == before + 1 and homes[before] == homes[here]:
+                continue
+        yield start, layer
+        start = layer
+
+
+def _piece(
+    target: Parameter, start: int, length: int, layer: int | None, plan: GrowthPlan
+) -> Piece:
+    new_axes = []
+    source_layers, source_start, indices = range(0), 0, {}
+    if layer is not None:
+        if plan.layer_sources[layer] is None:
+            new_axes.append("layers")
+        origin = nearest_origin(layer, plan)
+        in_array, in_path = "layers" in target.rule.axes, "layers" in target.path_axes
+        if in_array and in_path:
+            first, number = next(r for r in plan.source.layer_runs if origin < r[0] + r[1])
+            source_layers, source_start = range(first, first + number), origin - first
+        elif in_array:
+            source_layers, source_start = range(plan.source.num_layers), origin
+        else:
+            source_layers = range(origin, origin + 1)
+        if in_path:
+            indices["layers"] = source_layers.start
+    for axis, index in target.path_axes.items():
+        if axis == "layers":
+            continue
+        old = size(axis, plan.source, source_layers) or 0
+        new = size(axis, plan.target, target.layers) or 0
+        origin_index = old_index(axis, index, old, new, plan.source.turns_whole_heads)
+        if origin_index is None and "layers" not in new_axes:
+            new_axes.append(axis)
+        indices[axis] = index % old if origin_index is None else origin_index
+    return Piece(
+        target, start, length, target.moved(source_layers, **indices), source_start, tuple(new_axes)
+    )
+
+
+def nearest_origin(layer: int, plan: GrowthPlan) -> int:
+    """The source layer that a target layer continues, or, for a new one, the one below it."""
+    below = [origin for origin in plan.layer_sources[: layer + 1] if origin is not None]
+    return below[-1] if below else 0

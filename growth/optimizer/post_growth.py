@@ -1,0 +1,172 @@
+"""How new entries join: corrected by their own age, and at a rate that rises.
+
+Both are optax transformations that know the growth steps of a run. They store a count, and no array
+of the parameters' size: what is new follows from shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from growth.blueprints.blueprint import Blueprint
+from growth.blueprints.reference import blueprint_for
+from growth.errors import InputError
+from growth.optimizer import entry_age
+from growth.rules.growth_plan import GrowthPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewarming:
+    """A lower learning rate after growth.
+
+    Attributes:
+      steps: for how many steps.
+      start: the share of the rate that it begins with.
+      shape: "linear": the share rises to 1 over these steps; "constant": it stays as long.
+      entries: "all", or "new": for the entries that this growth has added.
+    """
+
+    steps: int
+    start: float = 0.0
+    shape: str = "linear"
+    entries: str = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"rewarming steps is {self.steps!r}, but it must be at least 1")
+        if not 0 <= self.start <= 1:
+            raise InputError(f"rewarming start is {self.start!r}, but it must be from 0 to 1")
+        for name, words in (("shape", ("linear", "constant")), ("entries", ("all", "new"))):
+            if getattr(self, name) not in words:
+                raise InputError(
+                    f"rewarming {name} is {getattr(self, name)!r}, but it must be one of "
+                    f"{', '.join(words)}"
+                )
+
+    def share(self, age: jax.Array) -> jax.Array:
+        """The share of the learning rate in step number `age` after growth, the first being 1."""
+        if self.shape == "constant":
+            return jnp.where(age > self.steps, 1.0, self.start)
+        # A step learns at the rate of its end, so that the first one does learn.
+        return self.start + (1 - self.start) * jnp.minimum(age / self.steps, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A growth step of a run.
+
+    Attributes:
+      step: how many steps of training came before it.
+      plan: the growth step.
+      by_age: whether Adam's bias correction of new entries goes by their own age.
+      rewarming: how the learning rate rises after it; None: not at all.
+    """
+
+    step: int
+    plan: GrowthPlan
+    by_age: bool = False
+    rewarming: Rewarming | None = None
+
+
+class ScaleByAgeState(NamedTuple):
+    """Counts steps.
+
+    Attributes:
+      steps: updates made, int32 [].
+    """
+
+    steps: jax.Array
+
+
+def correct_by_age(
+    events: Sequence[Event], b1: float, b2: float, blueprint: Blueprint | None = None
+) -> optax.GradientTransformation:
+    """Corrects Adam's updates of new entries by their own age; to stand right behind Adam.
+
+    Adam divides its moments by 1 − β^t, since they begin at zero at t = 0 (Kingma & Ba, arXiv
+    1412.6980, section 3). Those of an entry that was added after s steps begin at t = s, and want
+    1 − β^(t − s). Without it, a first update has (1 − β₁)/√(1 − β₂) times the size of the first
+    update of all.
+
+    Args:
+      events: the growth steps of the run; those with `by_age` are corrected.
+      b1, b2: Adam's.
+      blueprint: as for `growth.expand`.
+    """
+
+    def factor(event: Event, steps: jax.Array, is_new: jax.Array) -> jax.Array:
+        def ratio(beta: float) -> jax.Array:
+            before, own = (beta ** n.astype(jnp.float32) for n in (steps, steps - event.step))
+            return (1 - before) / (1 - own)
+
+        return jnp.where(is_new, ratio(b1) * jax.lax.rsqrt(ratio(b2)), 1.0)
+
+    return _scale_new([e for e in events if e.by_age], events, factor, blueprint)
+
+
+def rewarm(
+    events: Sequence[Event], blueprint: Blueprint | None = None
+) -> optax.GradientTransformation:
+    """Lets the learning rate rise after growth, as events say; to stand behind everything.
+
+    Args:
+      events: the growth steps of the run.
+      blueprint: as for `growth.expand`.
+    """
+
+    def factor(event: Event, steps: jax.Array, is_new: jax.Array) -> jax.Array:
+        assert event.rewarming is not None
+        share = event.rewarming.share(steps - event.step)
+        return share if event.rewarming.entries == "all" else jnp.where(is_new, share, 1.0)
+
+    return _scale_new([e for e in events if e.rewarming], events, factor, blueprint)
+
+
+def _scale_new(
+    chosen: Sequence[Event],
+    events: Sequence[Event],
+    factor: Callable[[Event, jax.Array, jax.Array], jax.Array],
+    blueprint: Blueprint | None,
+) -> optax.GradientTransformation:
+    """Multiplies updates of what some events have added.
+
+    The state is the same whatever the events, so that a run may go on with others.
+    """
+    plans = [(event.step, event.plan) for event in events]
+    counts = range(len(plans) + 1) if chosen else ()
+    candidates = [entry_age.births(plans[0][1].source, plans[:n]) for n in counts]
+    blueprints = [blueprint_for(births.architecture, blueprint) for births in candidates]
+
+    def update(
+        updates: Any, state: ScaleByAgeState, params: Any = None
+    ) -> tuple[Any, ScaleByAgeState]:
+        steps = state.steps + 1
+        if not chosen:
+            return updates, ScaleByAgeState(steps)
+        number = entry_age.fitting(updates, candidates, blueprints)
+        past = [event for event in chosen if event in events[:number]]
+        if past:
+            born = candidates[number].of(updates, blueprints[number])
+            updates = jax.tree.map(lambda u, b: _scaled(u, b, past, factor, steps), updates, born)
+        return updates, ScaleByAgeState(steps)
+
+    return optax.GradientTransformation(
+        lambda params: ScaleByAgeState(jnp.zeros((), jnp.int32)), update
+    )
+
+
+def _scaled(
+    update: jax.Array,
+    born: jax.Array,
+    events: Sequence[Event],
+    factor: Callable[[Event, jax.Array, jax.Array], jax.Array],
+    steps: jax.Array,
+) -> jax.Array:
+    by = jnp.ones(())
+    for event in events:
+        by = by * factor(event, steps, born == event.step)
+    return (update * by).astype(update.dtype)

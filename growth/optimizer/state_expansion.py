@@ -1,0 +1,209 @@
+"""`expand_optimizer_state`: carries the state of an optimizer to the larger architecture."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from growth.blueprints.blueprint import Blueprint
+from growth.blueprints.reference import blueprint_for
+from growth.errors import InputError
+from growth.expansion.init_values import from_tree, zeros
+from growth.expansion.jax_backend import by_name, grow
+from growth.optimizer.factored_states import RULES
+from growth.optimizer.moment_init import POLICIES, with_initial_moments
+from growth.optimizer.scaling_exponents import Degrees, agreed, measured_degrees
+from growth.optimizer.state_fields import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE
+from growth.rules.growth_plan import GrowthPlan
+
+
+class OptimizerStateError(InputError):
+    """An optimizer state cannot be grown; the message names its type or the leaf."""
+
+
+def expand_optimizer_state(
+    tx: optax.GradientTransformation,
+    opt_state: Any,
+    plan: GrowthPlan,
+    params: Any,
+    grown: Any,
+    blueprint: Blueprint | None = None,
+    *,
+    moments: str = "zeros",
+    gradient: Any = None,
+) -> Any:
+    """Carries the state of an optimizer to the larger architecture of a plan.
+
+    What is valued like parameters gets the very values of the grown ones. Moments of old entries
+    are what the grown network's own gradients would have made of them. Counts, rates and keys stay.
+    The result has the structure, shapes and dtypes of `tx.init(grown)`. Pure, and compatible with
+    `jax.jit`.
+
+    Args:
+      tx: the optimizer that `opt_state` belongs to.
+      opt_state: its state for parameters of `plan.source`.
+      plan: the growth step.
+      params: the parameters of `plan.source`.
+      grown: what `growth.expand` made of them.
+      blueprint: as for `growth.expand`.
+      moments: how second moments of new entries begin: "zeros" as `tx.init` has them, "mean" as the
+        mean of the old ones of their array, or "probe" as the square of `gradient`, and as the mean
+        where that is zero. First moments begin as `tx.init` has them.
+      gradient: for "probe": the gradient of one batch at the grown parameters.
+
+    Raises:
+      OptimizerStateError: a part of the state is of a type that is not known or cannot be carried;
+        or the state is not one of the given parameters.
+      BlueprintError: the blueprint does not fit the moments.
+    """
+    if moments not in POLICIES or (moments == "probe") != (gradient is not None):
+        raise OptimizerStateError(
+            f"moments is {moments!r}, but it must be one of {', '.join(POLICIES)}, with a gradient "
+            f"for 'probe' and for that alone"
+        )
+    before, begun = _begun(tx, params), _begun(tx, grown)
+    _refuse_unknown(opt_state)
+    _check_like(opt_state, before, "the state is not one of the given parameters")
+    blueprint = blueprint_for(plan.source, blueprint)
+    degrees = measured_degrees(tx, params)
+    result = _expand(tx, opt_state, params, grown, gradient, plan, blueprint, degrees, moments)
+    _check_like(result, begun, "growth cannot carry what the optimizer keeps there")
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "plan", "blueprint", "degrees", "moments"))
+def _expand(
+    tx: optax.GradientTransformation,
+    opt_state: Any,
+    params: Any,
+    grown: Any,
+    gradient: Any,
+    plan: GrowthPlan,
+    blueprint: Blueprint,
+    degrees: Degrees,
+    moments: str,
+) -> Any:
+    walk = _Walk(params, grown, gradient, plan, blueprint, moments)
+    return walk.state(opt_state, tx.init(params), tx.init(grown), degrees.tree)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Walk:
+    """A way through a state, beside the ones that parameters begin with, small and large."""
+
+    params: Any
+    grown: Any
+    gradient: Any
+    plan: GrowthPlan
+    blueprint: Blueprint
+    policy: str
+
+    def state(self, state: Any, before: Any, begun: Any, degrees: Any) -> Any:
+        """The state, larger; `before` and `begun` are what `tx.init` gives, small and large."""
+        four = (state, before, begun, degrees)
+        kind = type(state)
+        if kind in RULES:
+            return RULES[kind](*four, self)
+        if kind is optax.LookaheadState:
+            fast = dataclasses.replace(self, params=self.params.fast, grown=self.grown.fast)
+            return fast.fields(*four)
+        if kind in FIELDS:
+            return self.fields(*four)
+        if isinstance(state, Mapping):
+            return kind({name: self.state(*(part[name] for part in four)) for name in state})
+        if state is None:
+            return None
+        return kind(self.state(*parts) for parts in zip(*four, strict=True))
+
+    def fields(self, state: Any, before: Any, begun: Any, degrees: Any) -> Any:
+        """A state whose fields the table knows."""
+
+        def grown(name: str, field: int | str) -> Any:
+            old, first, begins, powers = (
+                getattr(part, name) for part in (state, before, begun, degrees)
+            )
+            if field == KEEP:
+                return old
+            if field == STATE:
+                return self.state(old, first, begins, powers)
+            if field == PARAMETERS:
+                return self.parameters(old, begins)
+            if field == LAST:
+                same = jax.tree.map(jnp.shape, old) == jax.tree.map(jnp.shape, begins)
+                return old if same else begins
+            assert isinstance(field, int)
+            return self.moments(old, first, begins, agreed(powers, field, self.params))
+
+        fields = FIELDS[type(state)]
+        return type(state)(**{name: grown(name, field) for name, field in fields.items()})
+
+    def parameters(self, tree: Any, begun: Any) -> Any:
+        """A tree that is valued like parameters."""
+        values = from_tree(by_name(self.grown, self.blueprint, self.plan.target), self.plan)
+        return grow(tree, self.plan, self.blueprint, values, like=begun)
+
+    def moments(self, tree: Any, before: Any, begun: Any, degree: int) -> Any:
+        """A tree of moments: what has gathered since they began grows, from what they begin as."""
+        gathered = jax.tree.map(jnp.subtract, tree, before)
+        larger = grow(gathered, self.plan, self.blueprint, zeros, degree, like=begun)
+        larger = jax.tree.map(jnp.add, larger, begun)
+        if self.policy == "zeros" or degree != -2:
+            return larger
+        return with_initial_moments(larger, tree, self.plan, self.blueprint, self.gradient)
+
+
+def _refuse_unknown(state: Any) -> None:
+    """Refuses a state that has a part of a type that no table knows."""
+    kind = type(state)
+    if kind in REFUSED:
+        raise OptimizerStateError(f"a {kind.__name__} cannot grow: {REFUSED[kind]}")
+    if kind in RULES or state is None:
+        return
+    if kind in FIELDS:
+        for name, field in FIELDS[kind].items():
+            if field == STATE:
+                _refuse_unknown(getattr(state, name))
+    elif isinstance(state, Mapping):
+        for part in state.values():
+            _refuse_unknown(part)
+    elif isinstance(state, tuple | list) and not hasattr(state, "_fields"):
+        for part in state:
+            _refuse_unknown(part)
+    else:
+        raise OptimizerStateError(
+            f"the optimizer has a state of type {kind.__name__}, whose fields growth does not "
+            f"know: say what they are with growth.register_optimizer_state"
+        )
+
+
+def _begun(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The shapes of the state that parameters begin with."""
+    try:
+        return jax.eval_shape(tx.init, params)
+    except (ValueError, TypeError, KeyError) as error:
+        raise OptimizerStateError(
+            "the optimizer cannot begin with these parameters. If a mask or labels are a tree, "
+            "they fit one size only: give a function from parameters to that tree instead, as in "
+            f"optax.masked(tx, lambda params: ...). The error was: {error}"
+        ) from error
+
+
+def _check_like(state: Any, wanted: Any, problem: str) -> None:
+    """Checks the structure, the shapes and the dtypes of a state."""
+    structures = [str(jax.tree.structure(tree)) for tree in (state, wanted)]
+    if structures[0] != structures[1]:
+        raise OptimizerStateError(
+            f"{problem}: its structure is {structures[0]}, but it must be {structures[1]}"
+        )
+    paths = jax.tree_util.tree_leaves_with_path(wanted)
+    for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
+        given = jnp.shape(leaf), jnp.result_type(leaf)
+        if given != (want.shape, want.dtype):
+            raise OptimizerStateError(
+                f"{problem}: {jax.tree_util.keystr(path)} is {given[0]} {given[1]}, but it must be "
+                f"{want.shape} {want.dtype}"
+            )

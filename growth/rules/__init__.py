@@ -1,0 +1,1 @@
+"""What can grow, how, and what keeps the function."""

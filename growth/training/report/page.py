@@ -1,0 +1,298 @@
+"""The report of a run: one self-contained HTML file, made from the stages and the records."""
+
+import itertools
+import json
+import math
+import os
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growth.architecture import Architecture
+from growth.training.progress import format_count, format_duration
+from growth.training.report import plots
+from growth.training.report.html import MISSING, Cell, item, power, show, sizes, table
+from growth.training.report.plots import Records
+from growth.training.schedule import Stage
+
+# Architecture fields that the table of the stages shows, and what it calls them.
+_SHOWN_FIELDS = {
+    "num_layers": "layers",
+    "embed_dim": "embed",
+    "num_heads": "heads",
+    "num_kv_heads": "kv heads",
+    "qk_dim": "qk",
+    "v_dim": "v",
+    "mlp_dim": "mlp",
+}
+
+
+def write_report(
+    workdir: str | os.PathLike[str],
+    *,
+    title: str,
+    stages: Sequence[Stage],
+    records: Records,
+    description: str = "",
+) -> Path:
+    """Writes `report.html`: what a run did, in figures, tables and samples.
+
+    The run may be unfinished, and may lack any kind of record; what cannot be known is left out or
+    shown as a dash.
+
+    Args:
+      workdir: where the report goes; made if missing.
+      title: the page's heading.
+      stages: the run's stages, those not yet reached included.
+      records: the run's records, as `growth.training.metrics.read_metrics` gives them.
+      description: plain text below the heading.
+
+    Returns:
+      The path of the report.
+
+    Raises:
+      ValueError: there are no stages.
+    """
+    if not stages:
+        raise ValueError("stages is empty, but a run has at least one stage")
+    template = resources.files("growth.training.report").joinpath("template.html")
+    sections = {
+        "Loss": _loss_figures(records),
+        "Learning rate and size": _step_figures(stages, records),
+        "Stages": _stage_table(stages, records),
+        "Preservation": _growth_table(records),
+        "Samples": _samples(records),
+        "Architectures": _architectures(stages),
+    }
+    page = string.Template(template.read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        status=_status(stages, records),
+        description=f'<p class="description">{escape(description)}</p>' if description else "",
+        headline="\n".join(_headline(stages, records)),
+        sections="\n".join(
+            f"<section>\n<h2>{heading}</h2>\n{body}\n</section>"
+            for heading, body in sections.items()
+            if body
+        ),
+    )
+    path = Path(workdir) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+# The parts of the page.
+
+
+def _status(stages: Sequence[Stage], records: Records) -> str:
+    step, stop = max((record["step"] for record in records), default=0), stages[-1].stop
+    if step < stop:
+        stage = _reached(stages, records)[-1].index + 1
+        return f"Not finished: step {step:,} of {stop:,}, in stage {stage} of {len(stages)}."
+    return f"Finished: {stop:,} steps in {len(stages)} stage{'s' if len(stages) > 1 else ''}."
+
+
+def _headline(stages: Sequence[Stage], records: Records) -> Iterable[str]:
+    """The numbers that matter most, each with an aside."""
+    train, evals, growths = (_of(records, kind) for kind in ("train", "eval", "growth"))
+    first, *_, last = (stages[0], *_reached(stages, records))
+
+    loss = _last(evals, "loss")
+    if last.architecture.patches is not None:
+        accuracy = show(_last(evals, "accuracy"), "{:.1%}".format)
+        yield item("Evaluation accuracy", accuracy, f"loss {show(loss, '{:.4f}'.format)}")
+    else:
+        yield item("Evaluation loss", show(loss, "{:.4f}".format), _bits(loss, last))
+
+    per_token = power(last.architecture.training_flops_per_token())
+    per_token = f"{per_token} per token in stage {last.index + 1}"
+    yield item("Training FLOPs", show(_last(records, "flops"), power), per_token)
+
+    old, new = first.architecture.num_parameters, last.architecture.num_parameters
+    size = format_count(new) if old == new else f"{format_count(old)} → {format_count(new)}"
+    yield item("Parameters", size, f"{new / old:.1f} times as many" if old != new else "")
+
+    growing = sum(record.get("seconds") or 0.0 for record in growths)
+    share = f"{growing:.1f} s of it growing" if growths else ""
+    yield item("Training time", show(_last(train, "seconds"), format_duration), share)
+
+    errors = [record["logit_error"] for record in growths if record.get("logit_error") is not None]
+    worst = f"logit error at most {power(max(errors))}" if errors else ""
+    yield item("Growths", str(len(growths)), worst)
+
+
+def _bits(loss: float | None, stage: Stage) -> str:
+    if loss is None:
+        return ""
+    # With 256 tokens a token is a byte.
+    unit = "byte" if stage.architecture.vocab_size == 256 else "token"
+    return f"{loss / math.log(2):.3f} bits per {unit}"
+
+
+def _loss_figures(records: Records) -> str:
+    key: dict[str, str] = {}
+    if _of(records, "train"):
+        key |= {"train": "training, smoothed", "raw": "training, as measured"}
+    if _of(records, "eval"):
+        key["eval"] = "evaluation"
+    if not key:
+        return "<p>Nothing has been measured yet.</p>"
+    if _of(records, "growth"):
+        key["growth"] = "growth, from one stage to the next"
+    spans = "".join(f'<span class="{style}">{text}</span>' for style, text in key.items())
+    plots = [plots.loss_plot(records, x) for x in ("step", "flops")]
+    return f'<div class="key">{spans}</div>\n{_figures(plots)}'
+
+
+def _step_figures(stages: Sequence[Stage], records: Records) -> str:
+    if not _of(records, "train"):
+        return ""
+    parameters = plots.parameters_plot(records, _reached(stages, records))
+    return _figures([plots.learning_rate_plot(records), parameters])
+
+
+def _figures(plots: Iterable[str]) -> str:
+    figures = "\n".join(f"<figure>{plot}</figure>" for plot in plots)
+    return f'<div class="figures">\n{figures}\n</div>'
+
+
+def _stage_table(stages: Sequence[Stage], records: Records) -> str:
+    total = _last(records, "flops")
+    spent = 0.0
+    rows = []
+    for before, stage in zip((stages[0], *stages), stages, strict=False):
+        mine = [record for record in records if record["stage"] == stage.index]
+        until = _flops_until(records, stage)
+        flops = None if until is None else until - spent
+        spent = spent if until is None else until
+        speeds = plots.values(_of(mine, "train"), "tokens_per_second")
+        speed = float(np.nanmedian(speeds)) if np.isfinite(speeds).any() else None
+        loss, accuracy = (_last(_of(mine, "eval"), name) for name in ("loss", "accuracy"))
+        architecture = stage.architecture
+        rows.append(
+            {
+                "stage": Cell(str(stage.index + 1)),
+                "steps": Cell(f"{stage.start:,}–{stage.stop:,}"),
+                **_size_cells(before.architecture, architecture),
+                "parameters": Cell(format_count(architecture.num_parameters)),
+                "FLOPs / token": Cell(power(architecture.training_flops_per_token())),
+                "FLOPs": Cell(show(flops, power)),
+                "share": Cell(show(flops and total and flops / total, "{:.1%}".format)),
+                "tokens / s": Cell(show(speed, "{:,.0f}".format)),
+                "eval loss": Cell(show(loss, "{:.4f}".format)),
+                "accuracy": Cell(show(accuracy, "{:.1%}".format)),
+            }
+        )
+    length = stages[-1].architecture.max_length
+    note = (
+        f"Highlighted: what grew. qk and v are widths of one head, mlp of one layer’s MLP; slashes "
+        f"separate layers. FLOPs / token are those of a training step at length {length:,}. "
+        f"Tokens / s is the median; eval loss and accuracy are the stage’s last."
+    )
+    return f'{table(rows)}\n<p class="note">{note}</p>'
+
+
+def _size_cells(before: Architecture, after: Architecture) -> dict[str, Cell]:
+    cells = {}
+    for field, name in _SHOWN_FIELDS.items():
+        old, new = getattr(before, field), getattr(after, field)
+        cells[name] = Cell(sizes(new), "" if old == new else "changed")
+    return cells
+
+
+def _growth_table(records: Records) -> str:
+    rows = []
+    for record in _of(records, "growth"):
+        before, after = record.get("loss_before"), record.get("loss_after")
+        difference = None if before is None or after is None else after - before
+        numbers = [record.get("parameters_before"), record.get("parameters_after")]
+        changes = record.get("changes", {})
+        grown = [
+            f"{name} {sizes(changes[field][0])}→{sizes(changes[field][1])}"
+            for field, name in _SHOWN_FIELDS.items()
+            if field in changes
+        ]
+        rows.append(
+            {
+                "growth": Cell(f"{record['stage']} → {record['stage'] + 1}"),
+                "step": Cell(f"{record['step']:,}"),
+                "what grew": Cell(", ".join(grown) or MISSING, "text"),
+                "parameters": Cell(" → ".join(show(number, format_count) for number in numbers)),
+                "loss before": Cell(show(before, "{:.6f}".format)),
+                "loss after": Cell(show(after, "{:.6f}".format)),
+                "difference": Cell(show(difference, power)),
+                "logit error": Cell(show(record.get("logit_error"), power)),
+                "time": Cell(show(record.get("seconds"), "{:.2f} s".format)),
+            }
+        )
+    if not rows:
+        return ""
+    note = (
+        "The evaluation loss right before and right after each growth, on the same batches. Logit "
+        "error is the largest change of a logit over the largest logit."
+    )
+    return f'{table(rows)}\n<p class="note">{note}</p>'
+
+
+def _samples(records: Records) -> str:
+    """The last step's samples, and the earlier ones folded away."""
+    samples = sorted(_of(records, "sample"), key=lambda record: record["step"])
+    groups = []
+    for step, group in itertools.groupby(samples, key=lambda record: record["step"]):
+        texts = list(group)
+        heading = f"<h3>Step {step:,}, stage {texts[0]['stage'] + 1}</h3>"
+        groups.append("\n".join((heading, *map(_sample, texts))))
+    if not groups:
+        return ""
+    *earlier, last = groups
+    if not earlier:
+        return last
+    folded = "\n".join(reversed(earlier))
+    return f"{last}\n<details>\n<summary>Earlier samples</summary>\n{folded}\n</details>"
+
+
+def _sample(record: Mapping[str, Any]) -> str:
+    prompt = record.get("prompt", "")
+    text = record.get("text", "").removeprefix(prompt)
+    # HTML drops a line break that opens a <pre>, unless another stands before it.
+    return f"<pre>\n<b>{escape(prompt)}</b>{escape(text)}</pre>"
+
+
+def _architectures(stages: Sequence[Stage]) -> str:
+    return "\n".join(
+        f"<details>\n<summary>Stage {stage.index + 1}</summary>\n"
+        f"<pre>{escape(json.dumps(stage.architecture.to_dict(), indent=2))}</pre>\n</details>"
+        for stage in stages
+    )
+
+
+# What the records say.
+
+
+def _of(records: Records, kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def _last(records: Records, name: str) -> float | None:
+    """The last value of a field that there is."""
+    return next((r[name] for r in reversed(records) if r.get(name) is not None), None)
+
+
+def _flops_until(records: Records, stage: Stage) -> float | None:
+    """FLOPs spent when a stage ended, or so far."""
+    ends = [r for r in _of(records, "growth") if r["stage"] == stage.index + 1]
+    mine = [r for r in records if r["stage"] == stage.index and r["kind"] != "growth"]
+    return _last(ends or mine, "flops")
+
+
+def _reached(stages: Sequence[Stage], records: Records) -> Sequence[Stage]:
+    """The stages that have begun."""
+    last = max((record["stage"] for record in records), default=0)
+    return [stage for stage in stages if stage.index <= last]

@@ -1,0 +1,206 @@
+"""Break what growth knows, entry by entry: the certificate must catch every mutant.
+
+Mutants are made from the rules table itself, so that a new rule has its mutants without a word
+here. One that computes the same after all stands in `SAME` with the reason, and that is checked.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import growth
+from growth import Architecture
+from growth.certification import certificate as certifying
+from growth.expansion import jax_backend
+from growth.expansion import parameters as expanding
+from growth.models import apply
+from growth.rules import roles
+from growth.rules.roles import FREE, ROLES, STREAM, ZERO
+from tests.helpers.networks import random_parameters
+
+TOKENS = np.random.default_rng(1).integers(0, 11, (4, 8))
+
+_SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=1, mlp_dim=5, norm_eps=1e-3)
+_HEADS = dict(num_heads=4, num_kv_heads=2, qk_dim=4, v_dim=3)
+_GEMMA = dict(unit_offset=True, scaled_embedding=True, tied_embeddings=True)
+
+# Architectures in which every rule has its effect in one of them.
+JUDGES = {
+    "llama": Architecture.llama(**_SIZES, **_HEADS, position="rope"),
+    "gpt2": Architecture.gpt2(**_SIZES, **_HEADS),
+    "paper": Architecture.paper(**_SIZES, **_HEADS),
+    "gemma": Architecture(**_SIZES, **_HEADS, **_GEMMA, norm_placement="sandwich"),
+    "olmo": Architecture(**_SIZES, **_HEADS, norm="layernorm", norm_gain=False),
+    "qwen": Architecture(**_SIZES, **_HEADS, qk_norm="head", use_bias=("query", "key")),
+    "sandwich": Architecture(
+        **_SIZES, **_HEADS, norm="layernorm", norm_placement="sandwich", use_bias=True
+    ),
+    "scaled embedding": Architecture.gpt2(**_SIZES, **_HEADS, scaled_embedding=True),
+    "opt": Architecture.gpt2(**_SIZES, **_HEADS, fixed_norm_eps=True),
+    "fixed epsilon": Architecture(**_SIZES, **_HEADS, fixed_norm_eps=True, final_norm=False),
+    "no final norm": Architecture(**_SIZES, **_HEADS, norm="layernorm", final_norm=False),
+}
+
+# (role, what is mutated): why the function stays the same.
+SAME = {
+    ("closing_bias", "embed"): "the stream cannot widen where a layernorm writes to it",
+    ("router", "scale 0"): "the reference model has no experts; Mixtral's has gains",
+}
+
+
+@functools.cache
+def grown(name):
+    """A plan along all dimensions that can grow, the parameters, and free values."""
+    architecture = JUDGES[name]
+    steps = [
+        growth.mlp_expansion(7),
+        growth.head_addition(9, 3),
+        growth.heads_expansion(5),
+        growth.layer_addition(1),
+    ]
+    if architecture.qk_norm == "none":
+        steps.append(growth.attention_expansion(6))
+    if name != "sandwich":
+        steps.append(growth.hidden_dimension_expansion(8))
+    plan = growth.compose(*steps)(architecture)
+    return plan, random_parameters(architecture), random_parameters(plan.target, seed=1)
+
+
+def problems(name, plan=None, fresh=None, check_life=False):
+    """What the certificate says of growth as it is now, mutated or not."""
+    right, parameters, values = grown(name)
+    plan, fresh = plan or right, fresh or values
+    expanding._expand.clear_cache()
+    with jax.enable_x64(True):
+        made = growth.expand(parameters, plan, fresh=fresh)
+    certificate = growth.certify(
+        apply, parameters, made, plan, TOKENS, dtypes=["float64"], check_life=check_life
+    )
+    return certificate.problems
+
+
+@pytest.fixture(autouse=True)
+def forget_mutants():
+    yield
+    expanding._expand.clear_cache()
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_what_is_not_mutated_is_certified(name):
+    assert problems(name, check_life=True) == ()
+
+
+FIXED = [
+    (role, axis)
+    for role, rule in ROLES.items()
+    for axis in roles.AXES
+    if getattr(rule, axis) in (ZERO, STREAM)
+]
+SCALES = [(role, number) for role, rule in ROLES.items() for number in range(len(rule.scale))]
+
+
+def caught():
+    return any(problems(name) for name in JUDGES)
+
+
+@pytest.mark.parametrize(("role", "axis"), FIXED)
+def test_a_fixed_value_that_is_free_is_caught(role, axis, monkeypatch):
+    mutant = dataclasses.replace(ROLES[role], **{axis: FREE})
+    monkeypatch.setitem(ROLES, role, mutant)
+    assert caught() != ((role, axis) in SAME)
+
+
+@pytest.mark.parametrize(("role", "number"), SCALES)
+def test_a_scale_that_is_dropped_is_caught(role, number, monkeypatch):
+    scale = ROLES[role].scale[:number] + ROLES[role].scale[number + 1 :]
+    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], scale=scale))
+    assert caught() != ((role, f"scale {number}") in SAME)
+
+
+@pytest.mark.parametrize("role", [r for r, rule in ROLES.items() if STREAM in vars(rule).values()])
+def test_a_mean_that_is_zero_is_caught(role, monkeypatch):
+    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], embed=ZERO))
+    assert problems("gpt2")
+
+
+def test_an_output_layer_that_sees_the_mean_is_caught(monkeypatch):
+    real = roles.fill
+
+    def mutant(role, *rest):
+        return FREE if role == "unembed" else real(role, *rest)
+
+    monkeypatch.setattr(jax_backend, "fill", mutant)
+    assert problems("no final norm")
+
+
+def test_gains_whose_offset_is_forgotten_are_caught(monkeypatch):
+    monkeypatch.setattr(jax_backend, "offset", lambda role, architecture: 0.0)
+    assert problems("gemma")
+
+
+def with_target(plan, **fields):
+    """A plan to another target, which no plan that is built can have."""
+    mutant = dataclasses.replace(plan)
+    object.__setattr__(mutant, "target", plan.target.replace(**fields))
+    return mutant
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_epsilon_that_is_not_scaled_is_caught(name):
+    plan = grown(name)[0]
+    assert problems(name, with_target(plan, norm_eps=plan.source.norm_eps))
+
+
+def test_a_rotary_base_that_is_not_scaled_is_caught():
+    plan = grown("llama")[0]
+    assert problems("llama", with_target(plan, rope_theta=plan.source.rope_theta))
+
+
+def test_rotary_columns_at_the_end_of_the_head_are_caught(monkeypatch):
+    grown("llama")  # the plan is right
+    monkeypatch.setattr(Architecture, "turns_whole_heads", False)
+    assert problems("llama")
+
+
+def test_heads_that_are_appended_across_groups_are_caught(monkeypatch):
+    """Two groups of two become two of three, and the new heads come after all old ones."""
+    real = growth.expand
+
+    def across(tree, plan, *args, **options):
+        made = real(tree, plan, *args, **options)
+        attention = made["layers_0"]["attention"]
+        kv, group = plan.target.num_kv_heads, plan.target.layers[0].queries_per_group
+        old_kv, old_group = plan.source.num_kv_heads, plan.source.layers[0].queries_per_group
+        old = [g * group + r for g in range(old_kv) for r in range(old_group)]
+        order = np.array(old + [e for e in range(kv * group) if e not in old])
+        for name, axis in (("query", 2), ("out", 1)):
+            kernel = attention[name]["kernel"]
+            shape = kernel.shape
+            flat = kernel.reshape(*shape[:axis], kv * group, *shape[axis + 2 :])
+            attention[name]["kernel"] = flat.take(order, axis=axis).reshape(shape)
+        return made
+
+    monkeypatch.setattr(certifying, "expand", across)
+    assert problems("llama")
+
+
+@pytest.mark.parametrize(
+    ("role", "axis", "step"),
+    [
+        ("query", "qk", growth.attention_expansion(6)),
+        ("value", "v", growth.heads_expansion(5)),
+        ("mlp_in", "mlp", growth.mlp_expansion(7)),
+        ("value", "layers", growth.layer_addition(1)),
+    ],
+)
+def test_a_free_value_that_is_zero_is_caught(role, axis, step, monkeypatch):
+    """Zero on both sides of a contraction is dead for ever."""
+    plan = step(JUDGES["llama"])
+    fresh = random_parameters(plan.target, seed=1)
+    assert problems("llama", plan, fresh, check_life=True) == ()
+    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], **{axis: ZERO}))
+    found = problems("llama", plan, fresh, check_life=True)
+    assert any("new entries get no gradient" in problem for problem in found)

@@ -1,0 +1,251 @@
+"""The commands: what is wrong is refused with one clear line, and nothing is written."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from growth.cli import errors
+from growth.training.config import parse
+from growth.training.dry_run import dry_run
+from growth.training.loop import train
+from growth.training.mesh import MESH_AXES
+from growth.training.run import load_model
+from tests.helpers import runs
+
+# All that need no argument.
+CONFIGS = sorted((runs.ROOT / "configs").glob("[!c]*.py"))
+
+
+def output(module, *arguments):
+    """The exit code of a command, and all that it printed."""
+    process = runs.start(module, *arguments)
+    text, _ = process.communicate(timeout=120)
+    return process.returncode, text
+
+
+def load(path):
+    """What the `get_config` of a config file gives."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return runs.write_corpus(tmp_path_factory.mktemp("text") / "files")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, files):
+    """The directory of a run of three steps, without growth."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    train(parse(short(files)), workdir)
+    return workdir
+
+
+def short(files):
+    config = runs.small_config(files)
+    config.growth = ()
+    config.num_steps = 3
+    config.samples.prompts = ()
+    return config
+
+
+def contents(directory):
+    """All files below a directory, with what is in them and when it was written."""
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in Path(directory).rglob("*")
+        if path.is_file()
+    }
+
+
+def refusal(config, workdir, capsys):
+    """The error that a run ends with before it begins. Nothing in its directory changes."""
+    before = contents(workdir) if workdir.exists() else None
+    with pytest.raises(SystemExit) as exit, errors.reported():
+        train(parse(config), workdir)
+    assert exit.value.code == 2
+    assert (contents(workdir) if workdir.exists() else None) == before
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def growing(**entry):
+    return lambda config, tmp_path: config.update(growth=(dict(step=20) | entry,))
+
+
+def reading(pattern):
+    return lambda config, tmp_path: config.data.update(files=str(tmp_path / pattern))
+
+
+def write(name, text):
+    def change(config, tmp_path):
+        (tmp_path / name).write_text(text)
+        config.data.files = str(tmp_path / name)
+
+    return change
+
+
+WRONG = {
+    "a field that there is not": (
+        lambda config, tmp_path: config.optimizer.update(learnin_rate=1.0),
+        "unknown field optimizer.learnin_rate; did you mean optimizer.learning_rate?",
+    ),
+    "growth that is not dicts": (
+        lambda config, tmp_path: config.update(growth=("dict(step=20)",)),
+        "growth is ('dict(step=20)',), but it must be a tuple of dicts",
+    ),
+    "a stage that shrinks": (growing(embed_dim=4), "embed_dim is 8 and cannot shrink to 4"),
+    "heads that groups do not divide": (
+        growing(num_heads=6, num_kv_heads=4),
+        "num_kv_heads must divide num_heads",
+    ),
+    "a layer where none can be": (growing(num_layers=2, position=5), "position is 5"),
+    "a step beyond the end": (growing(step=60, embed_dim=12), "step is 60"),
+    "steps out of order": (
+        lambda config, tmp_path: config.update(growth=config.growth[::-1]),
+        "growth[1] (which begins stage 3): step is 20, but it must be a whole number after 40",
+    ),
+    "a corpus that is missing": (reading("*.txt"), "which matches no file"),
+    "a corpus that is empty": (write("empty.txt", ""), "tokens, but one sequence of length 16"),
+    "a corpus shorter than a sequence": (
+        write("short.txt", "import this\n"),
+        "tokens, but one sequence of length 16 needs 17",
+    ),
+    "a tokenizer that is missing": (
+        lambda config, tmp_path: config.data.update(tokenizer="no.json"),
+        "tokenizer is 'no.json', but there is no such file",
+    ),
+    "a vocabulary that is too small": (
+        lambda config, tmp_path: config.architecture.update(vocab_size=255),
+        "architecture.vocab_size is 255, but the tokenizer has 256 tokens",
+    ),
+    "a mesh larger than the devices": (
+        lambda config, tmp_path: config.mesh.update(data=16),
+        "mesh is data 16 × fsdp 1 × tensor 1",
+    ),
+    "a batch that the mesh does not divide": (
+        lambda config, tmp_path: config.mesh.update(data=3),
+        "batch_size is 8, but it must be a multiple of 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_refused_before_anything_is_written(wrong, files, tmp_path, capsys):
+    change, message = WRONG[wrong]
+    config = runs.small_config(files)
+    change(config, tmp_path)
+    assert message in refusal(config, tmp_path / "run", capsys)
+
+
+def test_a_directory_of_another_architecture_is_left_alone(trained, files, capsys):
+    config = short(files)
+    config.architecture.mlp_dim = 24
+    message = refusal(config, trained, capsys)
+    assert f"workdir {trained} belongs to another architecture" in message
+    assert "at step 3 it has mlp_dim 16 there and 24 here" in message
+
+
+def test_a_field_that_the_config_does_not_have(tmp_path):
+    code, text = output(
+        "growth.cli.train",
+        f"--config={runs.ROOT / 'configs' / 'quickstart.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.learnin_rate=1e-3",
+    )
+    assert code == 2
+    assert text.startswith("error: unknown field of the config: 'learnin_rate'")
+    assert 'Did you mean "learning_rate"' in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    code, text = output(
+        "growth.cli.train", f"--config={tmp_path / 'no.py'}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 2
+    assert text.startswith("error: ")
+    assert str(tmp_path / "no.py") in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_needs_no_directory_and_writes_nothing(tmp_path):
+    before = contents(runs.ROOT / "configs")
+    code, text = output(
+        "growth.cli.train",
+        f"--config={runs.ROOT / 'configs' / 'quickstart.py'}",
+        "--dry_run",
+        "--config.architecture.num_kv_heads=1",
+        "--config.growth=({'step': 400, 'num_heads': 4},)",
+    )
+    assert code == 0, text
+    assert "4 (2 kv)" in text
+    assert contents(runs.ROOT / "configs") == before
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_of_every_config(path):
+    """Real sizes, on a machine that could not hold them."""
+    config = parse(load(path))
+    file = io.StringIO()
+    dry_run(config, Console(file=file, width=120))
+    text = file.getvalue()
+    assert "…" not in text  # nothing is cut off
+    assert len(config.stages) > 1
+    shapes, costs = text.split("Costs")
+    for stage in config.stages:
+        (row,) = [
+            line for line in shapes.splitlines() if line.strip().startswith(f"{stage.index + 1} ")
+        ]
+        assert f" {stage.start:,}–{stage.stop:,} " in row
+        assert f" {stage.architecture.embed_dim} " in row
+    shares = [float(word[:-1]) for word in costs.split() if word.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
+    configured = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+    for axis, size in configured.items():
+        assert f"{axis} {8 if size == -1 else size}" in text
+
+
+def test_sample_continues_a_prompt(trained):
+    code, text = output(
+        "growth.cli.sample",
+        f"--workdir={trained}",
+        "--prompt=import os",
+        "--num_tokens=20",
+        "--temperature=0",
+    )
+    assert code == 0, text
+    assert text.startswith("import os")
+    assert len(text) > len("import os\n")
+
+
+def test_certify_grows_a_checkpoint_and_says_what_that_did(trained, files, tmp_path):
+    path = tmp_path / "certificate.json"
+    code, text = output(
+        "growth.cli.certify", f"--workdir={trained}", "--mlp_dim=24", "--num_layers=2",
+        "--batch_size=4", f"--json={path}",
+    )  # fmt: skip
+    assert code == 0, text
+    assert "every promise is kept" in text
+    assert json.loads(path.read_text())["passed"] is True
+    code, text = output("growth.cli.certify", f"--workdir={trained}", "--embed_dim=4")
+    assert code == 2
+    assert "error: embed_dim is 8 and cannot shrink to 4" in text
+
+
+def test_sample_where_there_is_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit, errors.reported():
+        load_model(tmp_path / "nowhere")
+    assert exit.value.code == 2
+    assert "there is no checkpoint in" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
