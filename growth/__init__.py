@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from growth.blueprints.notation import BlueprintError as BlueprintError
     from growth.certification.certificate import Certificate as Certificate
     from growth.certification.certificate import CertificateError as CertificateError
-    from growth.certification.certificate import certify as certify
+    from growth.certification.certification import certify as certify
     from growth.errors import InputError as InputError
     from growth.expansion.parameters import expand as expand
     from growth.optimizer.state_expansion import OptimizerStateError as OptimizerStateError
@@ -53,7 +53,7 @@ _HOMES: dict[str, str] = {
     "OptimizerStateError": "growth.optimizer.state_expansion",
     "Transformation": "growth.rules.transformations",
     "attention_expansion": "growth.rules.transformations",
-    "certify": "growth.certification.certificate",
+    "certify": "growth.certification.certification",
     "compose": "growth.rules.transformations",
     "expand": "growth.expansion.parameters",
     "expand_optimizer_state": "growth.optimizer.state_expansion",

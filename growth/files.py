@@ -1,4 +1,4 @@
-"""A directory that appears under its name when it is whole, and not before."""
+"""Files and directories that appear under their names when they are whole, and not before."""
 
 import contextlib
 import errno
@@ -11,8 +11,16 @@ from pathlib import Path
 from growth.errors import InputError
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all; makes the directory that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 @contextlib.contextmanager
-def staged(output: Path, num_bytes: int) -> Iterator[Path]:
+def atomic_directory(output: Path, num_bytes: int) -> Iterator[Path]:
     """A directory to write to, which becomes `output` if the block is left without an error.
 
     It stands beside `output` as `NAME.partial`. An error removes it; what a killed process left is

@@ -1,40 +1,16 @@
-"""A proof for one growth step: is the function the same, and can every new entry learn?
-
-    certificate = growth.certify(apply, params, grown, plan, batch, blueprint=..., loss=...)
-    print(certificate)
-    certificate.require()
-
-It runs the real network, before and after. What it promises is in `PROMISES`.
-"""
+"""`Certificate`: what was measured of one growth step, and whether every promise is kept."""
 
 import dataclasses
-import functools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from growth.architecture import Architecture
-from growth.blueprints.blueprint import Blueprint
-from growth.blueprints.reference import blueprint_for
-from growth.certification import trainability
+from growth.certification.trainability import GradientReport
 from growth.errors import InputError
-from growth.expansion.parameters import expand
+from growth.files import write_atomically
 from growth.rules.growth_plan import GrowthPlan
-
-# The largest difference of logits, relative to the largest logit, for each dtype of parameters.
-# bfloat16 promises nothing: its difference is the rounding of what is multiplied.
-PROMISES = {"float64": 1e-12, "float32": 1e-5}
-
-_DTYPES = ("float64", "float32", "bfloat16")
-
-Apply = Callable[[Architecture, Any, Any], jax.Array]
 
 
 class CertificateError(InputError):
@@ -67,7 +43,7 @@ class Certificate:
         fault is.
       deviation: how far the given parameters are from those that `growth.expand` makes, relative to
         the largest entry of each array, in units of the rounding of their dtype.
-      life: gradients of new entries; None where they were not looked at.
+      gradients: those of new entries; None where they were not looked at.
       first_update: the largest first update of a new entry, and of an old one, over the learning
         rate; None where no optimizer was given.
       problems: the promises that are broken, in words.
@@ -77,7 +53,7 @@ class Certificate:
     preservation: Mapping[str, Preservation]
     drift: tuple[float, ...]
     deviation: float
-    life: trainability.GradientReport | None
+    gradients: GradientReport | None
     first_update: tuple[float, float] | None
     problems: tuple[str, ...]
 
@@ -108,7 +84,7 @@ class Certificate:
             "preservation": {n: dataclasses.asdict(p) for n, p in self.preservation.items()},
             "drift": list(self.drift),
             "deviation": self.deviation,
-            "life": dataclasses.asdict(self.life) if self.life else None,
+            "gradients": dataclasses.asdict(self.gradients) if self.gradients else None,
             "first_update": self.first_update,
         }
 
@@ -118,11 +94,7 @@ class Certificate:
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes it to a file as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(Path(path), self.to_json() + "\n")
 
     def __str__(self) -> str:
         source, target = self.plan.source, self.plan.target
@@ -140,187 +112,17 @@ class Certificate:
         ]
         if self.drift:
             lines.append("stream after layer  " + "  ".join(f"{d:.0e}" for d in self.drift))
-        if self.life:
-            counts = self.life.new, self.life.dead, self.life.excused
+        if self.gradients:
+            counts = self.gradients.new, self.gradients.dead, self.gradients.excused
             new, dead, excused = (sum(count.values()) for count in counts)
             lines += [
                 "",
                 f"new entries         {new:,}; without gradient after two steps: {dead:,}"
                 + (f" ({excused:,} more that this batch cannot reach)" if excused else ""),
-                f"units locked        {len(self.life.locked)}",
+                f"units locked        {len(self.gradients.locked)}",
             ]
         if self.first_update:
             largest = " new, ".join(f"{size:.2f}" for size in self.first_update)
             lines.append(f"first update / rate {largest} old")
         lines += ["", *(f"BROKEN: {problem}" for problem in self.problems)]
         return "\n".join(lines + ["every promise is kept"] * self.passed)
-
-
-def certify(
-    apply: Apply,
-    source: Any,
-    grown: Any,
-    plan: GrowthPlan,
-    batch: Any,
-    *,
-    blueprint: Blueprint | None = None,
-    loss: Callable[[jax.Array, Any], jax.Array] | None = None,
-    stream: Callable[[Architecture, Any, Any], Sequence[jax.Array]] | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    opt_state: Any = None,
-    learning_rate: float = 1.0,
-    dtypes: Sequence[str] = ("float64", "float32", "bfloat16"),
-    check_life: bool = True,
-) -> Certificate:
-    """Certifies that a growth step kept the function, and that its new entries can learn.
-
-    The step is done anew in float64 with the free values of `grown`, since what float32 rounds
-    would hide what is wrong; and `grown` is compared with that.
-
-    Args:
-      apply: (architecture, parameters, batch) to logits [..., vocab].
-      source: parameters of `plan.source`.
-      grown: parameters of `plan.target`, which `growth.expand` made of them.
-      plan: the growth step.
-      batch: what `apply` takes. Many and various tokens reach more of the network.
-      blueprint: what the parameters are; None means the reference model.
-      loss: (logits, batch) to a number, whose gradients are looked at. None: the cross entropy of
-        the next token, where a batch is int tokens [batch, length].
-      stream: (architecture, parameters, batch) to the residual stream [batch, length, embed] after
-        each layer, where the model offers it.
-      optimizer: the optimizer that goes on; None: Adam, for the gradients only.
-      opt_state: its state at the grown parameters; None: a new one.
-      learning_rate: what the first updates are divided by.
-      dtypes: the dtypes of parameters in which logits are compared.
-      check_life: whether gradients are looked at, which is the dear part.
-
-    Raises:
-      InputError: a dtype is not one of those three.
-      BlueprintError: the blueprint does not fit the parameters.
-    """
-    if set(dtypes) - set(_DTYPES):
-        raise InputError(f"dtypes is {tuple(dtypes)}, but it must be some of {', '.join(_DTYPES)}")
-    blueprint = blueprint_for(plan.source, blueprint)
-    loss = next_token_loss if loss is None else loss
-    batch = jax.tree.map(jnp.asarray, batch)  # the same ints with and without 64 bits
-    with jax.enable_x64(True):
-        old, fresh = (_with_dtype(tree, "float64") for tree in (source, grown))
-        # Compiled, for then zeros among the free values are not refused: they are to be found.
-        again = jax.jit(lambda old, fresh: expand(old, plan, blueprint=blueprint, fresh=fresh))
-        exact = again(old, fresh)
-        preservation = {}
-        for dtype in dtypes:
-            after = exact if dtype == "float64" else _with_dtype(grown, dtype)
-            preservation[dtype] = _compare(
-                _logits(apply, plan.source, _with_dtype(source, dtype), batch),
-                _logits(apply, plan.target, after, batch),
-            )
-        drift: tuple[float, ...] = ()
-        if stream is not None:
-            streams = stream(plan.source, old, batch), stream(plan.target, exact, batch)
-            drift = _drift(*streams, plan)
-        gradient = functools.partial(_gradient, apply, loss, plan.target, batch)
-        is_new = trainability.new_entries(source, plan, blueprint)
-        living = None
-        if check_life:  # by steps of a size that moves every entry, however small its gradient
-            living = trainability.observe(
-                gradient, exact, plan, blueprint, is_new, optax.adam(1e-3)
-            )
-        deviation = _deviation(grown, exact)
-    update = None
-    if optimizer is not None:
-        state = optimizer.init(grown) if opt_state is None else opt_state
-        update = _first_update(optimizer, state, gradient(grown), grown, is_new)
-        update = (update[0] / learning_rate, update[1] / learning_rate)
-    found = _problems(preservation, drift, deviation, living)
-    return Certificate(plan, preservation, drift, deviation, living, update, tuple(found))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(apply: Apply, architecture: Architecture, params: Any, batch: Any) -> jax.Array:
-    return apply(architecture, params, batch)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _gradient(apply: Apply, loss: Any, architecture: Architecture, batch: Any, params: Any) -> Any:
-    return jax.grad(lambda tree: loss(apply(architecture, tree, batch), batch))(params)
-
-
-def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The mean cross entropy of each token given those before it; tokens [batch, length]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-    return losses.mean()
-
-
-def _with_dtype(tree: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
-
-
-def _compare(before: jax.Array, after: jax.Array) -> Preservation:
-    old, new = (np.asarray(logits, np.float64) for logits in (before, after))
-    errors = np.abs(new - old) / np.abs(old).max()
-    agreement = (old.argmax(-1) == new.argmax(-1)).mean()
-    return Preservation(float(errors.max()), float(errors.mean()), float(agreement))
-
-
-def _drift(
-    before: Sequence[jax.Array], after: Sequence[jax.Array], plan: GrowthPlan
-) -> tuple[float, ...]:
-    result = []
-    for layer, origin in enumerate(plan.layer_sources):
-        if origin is not None:
-            old = np.asarray(before[origin])
-            new = np.asarray(after[layer])[..., : plan.source.embed_dim]
-            result.append(float(np.abs(new - old).max() / np.abs(old).max()))
-    return tuple(result)
-
-
-def _deviation(grown: Any, exact: Any) -> float:
-    def of(given: jax.Array, wanted: jax.Array) -> float:
-        rounding = float(jnp.finfo(given.dtype).eps)
-        difference = np.abs(np.asarray(given, np.float64) - np.asarray(wanted)).max()
-        return float(difference / (np.abs(np.asarray(wanted)).max() + 1e-300) / rounding)
-
-    return max(jax.tree.leaves(jax.tree.map(of, grown, exact)))
-
-
-def _first_update(
-    optimizer: optax.GradientTransformation, state: Any, gradient: Any, grown: Any, is_new: Any
-) -> tuple[float, float]:
-    updates, _ = optimizer.update(gradient, state, grown)
-    sizes = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(updates)]
-    masks = jax.tree.leaves(is_new)
-    largest = [
-        max((float(s[m ^ old].max()) for s, m in zip(sizes, masks, strict=True) if (m ^ old).any()))
-        for old in (False, True)
-    ]
-    return largest[0], largest[1]
-
-
-def _problems(
-    preservation: Mapping[str, Preservation],
-    drift: tuple[float, ...],
-    deviation: float,
-    living: trainability.GradientReport | None,
-) -> list[str]:
-    problems = [
-        f"logits differ by {preservation[dtype].max_error:.1e} in {dtype}; the promise is {limit}"
-        for dtype, limit in PROMISES.items()
-        if dtype in preservation and not preservation[dtype].max_error <= limit
-    ]
-    far = [layer for layer, moved in enumerate(drift) if not moved <= PROMISES["float64"]]
-    if far:
-        problems.append(f"the stream moves in old layer {far[0]}, by {drift[far[0]]:.1e}")
-    if deviation > 4:
-        problems.append(
-            f"the parameters are not what growth.expand makes of the source: they differ by "
-            f"{deviation:.0f} times the rounding of their dtype"
-        )
-    if living is None:
-        return problems
-    problems += [
-        f"{path}: {count} of {living.new[path]} new entries get no gradient"
-        for path, count in living.dead.items()
-    ]
-    problems += [f"{pair} are equal and get equal gradients" for pair in living.locked[:20]]
-    return problems

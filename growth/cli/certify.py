@@ -19,12 +19,12 @@ from growth.models import make_model
 from growth.training.data.batches import train_iterator
 from growth.training.data.dataset import load_dataset
 from growth.training.run import load_model
-from growth.training.step import batch_logits, batch_stream, cross_entropy, loss
+from growth.training.step import batch_logits, batch_residual_stream, cross_entropy, loss
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
-_FREE = flags.DEFINE_string(
-    "free", "fresh", "New entries that may be anything: fresh, copy, copy:SIGNAL_TO_NOISE, gradmax."
+_INIT = flags.DEFINE_string(
+    "init", "fresh", "New entries that may be anything: fresh, copy, copy:SIGNAL_TO_NOISE, gradmax."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Sequences, or images, that it looks at.")
 _SEED = flags.DEFINE_integer("seed", 0, "Decides the free values and the batch.")
@@ -48,15 +48,15 @@ def main(argv: list[str]) -> None:
         batch = next(batches)
         probe_loss = functools.partial(loss, make_model(plan.target), batch=next(batches))
         key = jax.random.key(_SEED.value)
-        grown = expand(params, plan, key, free=_FREE.value, loss=probe_loss)
+        grown = expand(params, plan, key=key, init=_INIT.value, loss=probe_loss)
         certificate = certify(
-            batch_logits,
             params,
-            grown,
             plan,
-            batch,
-            loss=cross_entropy,
-            stream=batch_stream,
+            apply=batch_logits,
+            grown=grown,
+            batch=batch,
+            loss=lambda params: cross_entropy(batch_logits(plan.target, params, batch), batch),
+            residual_stream=batch_residual_stream,
         )
         print(certificate)
         if _JSON.value:

@@ -39,8 +39,8 @@ _POSITIONS = flags.DEFINE_list(
     None,
     "Where new layers go: an index for each, counted in the old layers. Evenly if not given.",
 )
-_FREE = flags.DEFINE_string(
-    "free", "fresh", "New entries that may be anything: fresh, copy or copy:SIGNAL_TO_NOISE."
+_INIT = flags.DEFINE_string(
+    "init", "fresh", "New entries that may be anything: fresh, copy or copy:SIGNAL_TO_NOISE."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Decides them.")
 _PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Show what would be, and write nothing.")
@@ -79,7 +79,7 @@ def _expand_checkpoint(sizes: dict[str, Any]) -> None:
     """Grows a checkpoint of Hugging Face."""
     expansion = plan_expansion(
         _SOURCE.value,
-        free=_FREE.value,
+        init=_INIT.value,
         seed=_SEED.value,
         dtype=_DTYPE.value,
         max_shard_size=_SHARD.value,
@@ -110,7 +110,7 @@ def _expand_run(sizes: dict[str, Any]) -> None:
         sizes |= dict(qk_dim=width, v_dim=width)
     if "layer_positions" in sizes:
         sizes["position"] = tuple(sizes.pop("layer_positions"))
-    growth = sizes | dict(free=_FREE.value, moments=_MOMENTS.value)
+    growth = sizes | dict(init=_INIT.value, moments=_MOMENTS.value)
     expansion = plan_run(_SOURCE.value, growth, _STEP.value)
     plan = expansion.plan
     rows = [(name, str(old), str(new)) for name, (old, new) in plan.changes.items()]

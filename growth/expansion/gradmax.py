@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from growth.blueprints.blueprint import Blueprint
 from growth.expansion import init_values
 from growth.expansion.init_values import FreeValues
-from growth.expansion.initialization import Choice, GradMax
+from growth.expansion.initialization import GradMax, InitPolicy
 from growth.expansion.jax_backend import by_name, grow, old_entries
 from growth.expansion.role_views import Section, split
 from growth.expansion.segments import Piece
@@ -35,9 +35,9 @@ _INERTIA = 0.1
 
 
 def gradmax(
-    loss: Loss, tree: Any, grown: Any, plan: GrowthPlan, blueprint: Blueprint, choice: Choice
+    loss: Loss, tree: Any, grown: Any, plan: GrowthPlan, blueprint: Blueprint, policy: InitPolicy
 ) -> Any:
-    """Moves the free values that a choice leaves to GradMax.
+    """Moves the free values that a policy leaves to GradMax.
 
     Kernels move; each block of new units keeps its norm. Biases and gains stay as they are.
 
@@ -47,9 +47,9 @@ def gradmax(
       grown: what `growth.expand` made of them.
       plan: the growth step.
       blueprint: what the parameters are.
-      choice: which free values move, and for how many steps.
+      policy: which free values move, and for how many steps.
     """
-    steps = max(source.steps for source in choice.sources if isinstance(source, GradMax))
+    steps = max(source.steps for source in policy.methods if isinstance(source, GradMax))
     zero_side = _zero_side(tree, plan, blueprint)
 
     def objective(params: Any) -> jax.Array:
@@ -63,8 +63,8 @@ def gradmax(
         def moves(source: GradMax) -> FreeValues:
             return lambda *part: jnp.where(step < source.steps, moved(*part), kept(*part))
 
-        values = {s: moves(s) if isinstance(s, GradMax) else kept for s in choice.sources}
-        free = init_values.chosen(choice, values, plan)
+        values = {s: moves(s) if isinstance(s, GradMax) else kept for s in policy.methods}
+        free = init_values.chosen(policy, values, plan)
         return grow(tree, plan, blueprint, free, like=params)
 
     return jax.lax.fori_loop(0, steps, ascend, grown)

@@ -97,29 +97,29 @@ def copies(
 
 
 def chosen(
-    choice: initialization.Choice,
-    sources: Mapping[initialization.Source, FreeValues],
+    policy: initialization.InitPolicy,
+    sources: Mapping[initialization.InitMethod, FreeValues],
     plan: GrowthPlan,
 ) -> FreeValues:
-    """For each new entry the source that a choice says.
+    """For each new entry the source that a policy says.
 
     Args:
-      choice: the choice.
+      policy: the policy.
       sources: the values of each of its sources.
       plan: the growth step.
     """
-    if len(choice.sources) == 1:
-        return sources[choice.default]
+    if len(policy.methods) == 1:
+        return sources[policy.default]
 
     def values(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-        asked = {choice.source(section.role, axis) for axis in initialization.AXES_IN_ORDER}
+        asked = {policy.method(section.role, axis) for axis in initialization.AXES_IN_ORDER}
         given = {source: sources[source](pieces, section, number) for source in asked}
         if len(given) == 1:
             return given.popitem()[1]
         result = jnp.zeros(section.shape, jnp.result_type(*given.values()))
         for piece in pieces:
             for axis, starts, shape in blocks(piece, section, number, plan):
-                part = given[choice.source(section.role, axis)]
+                part = given[policy.method(section.role, axis)]
                 part = jax.lax.dynamic_slice(part, starts, shape).astype(result.dtype)
                 result = jax.lax.dynamic_update_slice(result, part, starts)
         return result

@@ -1,11 +1,11 @@
-"""What new entries are where any value preserves the function: a choice, as data.
+"""What new entries are where any value preserves the function: a policy, as data.
 
-A choice is a word, `"fresh"`, `"copy"`, `"copy:20"` or `"gradmax"`, or a mapping that says one for
+A policy is a word, `"fresh"`, `"copy"`, `"copy:20"` or `"gradmax"`, or a mapping that says one for
 each transformation or each role:
 
-    growth.expand(params, plan, key, free={"layer_addition": "copy", "query": "fresh"})
+    growth.expand(params, plan, key=key, init={"layer_addition": "copy", "query": "fresh"})
 
-Zero is not a choice. The other side of the product is zero already, and with zeros on both sides
+Zero is no policy. The other side of the product is zero already, and with zeros on both sides
 neither would ever get a gradient.
 """
 
@@ -66,7 +66,7 @@ class GradMax:
         return f"gradmax:{self.steps}"
 
 
-Source = Fresh | Copy | GradMax
+InitMethod = Fresh | Copy | GradMax
 
 _WORDS: dict[str, type] = {"fresh": Fresh, "copy": Copy, "gradmax": GradMax}
 
@@ -88,25 +88,25 @@ AXES_IN_ORDER = tuple(axis for axis, _ in _ORDER)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """A source for every role and every axis.
+class InitPolicy:
+    """A method for every role and every axis.
 
     Attributes:
       default: for what is not named.
       named: pairs of a role or a transformation, and its source. A role goes before.
     """
 
-    default: Source = Fresh()
-    named: tuple[tuple[str, Source], ...] = ()
+    default: InitMethod = Fresh()
+    named: tuple[tuple[str, InitMethod], ...] = ()
 
-    def source(self, role: str, axis: str) -> Source:
-        """The source of entries of a role that are new along an axis."""
+    def method(self, role: str, axis: str) -> InitMethod:
+        """The method for entries of a role that are new along an axis."""
         named = dict(self.named)
         transformation = _TRANSFORMATIONS.get(axis, "")
         return named.get(role) or named.get(transformation) or self.default
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def methods(self) -> tuple[InitMethod, ...]:
         """All that there are."""
         return tuple(dict.fromkeys((self.default, *(source for _, source in self.named))))
 
@@ -115,46 +115,46 @@ class Choice:
         return ", ".join([str(self.default), *named])
 
     def needs(self, kind: type) -> bool:
-        """Whether any source is of a kind."""
-        return any(isinstance(source, kind) for source in self.sources)
+        """Whether any method is of a kind."""
+        return any(isinstance(method, kind) for method in self.methods)
 
 
-FRESH = Choice()
+FRESH = InitPolicy()
 
 
-def choice(free: Any) -> Choice:
-    """The choice that a word or a mapping says; see the module.
+def init_policy(init: Any) -> InitPolicy:
+    """The policy that a word or a mapping says; see the module.
 
     Raises:
       InputError: a word, a role or a transformation is unknown.
     """
-    if isinstance(free, Choice):
-        return free
-    if not isinstance(free, Mapping):
-        return Choice(_source(free))
+    if isinstance(init, InitPolicy):
+        return init
+    if not isinstance(init, Mapping):
+        return InitPolicy(_method(init))
     names = (*dict.fromkeys(_TRANSFORMATIONS.values()), *ROLES)
-    for name in free:
+    for name in init:
         if name not in (*names, "default"):
             near = difflib.get_close_matches(str(name), names, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-            raise InputError(f"free names {name!r}, which is no transformation and no role; {hint}")
-    named = {name: _source(word) for name, word in free.items()}
+            raise InputError(f"init names {name!r}, which is no transformation and no role; {hint}")
+    named = {name: _method(word) for name, word in init.items()}
     default = named.pop("default", Fresh())
-    return Choice(default, tuple(named.items()))
+    return InitPolicy(default, tuple(named.items()))
 
 
-def _source(word: Any) -> Source:
-    if isinstance(word, Source):
+def _method(word: Any) -> InitMethod:
+    if isinstance(word, InitMethod):
         return word
     name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
     if name in ("zero", "zeros"):
         raise InputError(
-            f"free is {word!r}, but zeros are refused: the other side of the product is zero "
+            f"init is {word!r}, but zeros are refused: the other side of the product is zero "
             f"already, and neither would ever get a gradient"
         )
     if name not in _WORDS or (number and name == "fresh"):
         raise InputError(
-            f"free is {word!r}, but it must be 'fresh', 'copy', 'copy:SIGNAL_TO_NOISE', 'gradmax', "
+            f"init is {word!r}, but it must be 'fresh', 'copy', 'copy:SIGNAL_TO_NOISE', 'gradmax', "
             f"'gradmax:STEPS', or a mapping from transformations or roles to these"
         )
     if not number:
@@ -162,5 +162,5 @@ def _source(word: Any) -> Source:
     try:
         value = float(number) if name == "copy" else int(number)
     except ValueError:
-        raise InputError(f"free is {word!r}, but {number!r} is not a number") from None
+        raise InputError(f"init is {word!r}, but {number!r} is not a number") from None
     return _WORDS[name](value)

@@ -1,8 +1,8 @@
 """The pass over the arrays: each array of the larger model, put together from the smaller one's.
 
 What a new entry is stands in `growth.rules.roles`, which entry an array holds is said by a
-blueprint, and the two meet here. Everything is known before the first array is read, so the pass is a pure
-function that can be compiled, with a plan that is static.
+blueprint, and the two meet here. Everything is known before the first array is read, so the pass is
+a pure function that can be compiled, with a plan that is static.
 """
 
 from collections.abc import Mapping, Sequence

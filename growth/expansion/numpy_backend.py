@@ -1,7 +1,8 @@
 """Growth of one array at a time, in numpy: for checkpoints that are larger than memory.
 
 It makes what `growth.expansion.jax_backend` makes of a whole tree, by the same table, but writes
-each entry of the larger array once, where it belongs. It reads one array of the smaller model for each.
+each entry of the larger array once, where it belongs. It reads one array of the smaller model for
+each.
 """
 
 import functools
@@ -14,7 +15,7 @@ import numpy as np
 
 from growth.blueprints.parameters import Parameter
 from growth.expansion import init_values, role_views
-from growth.expansion.initialization import Choice, Copy, Fresh
+from growth.expansion.initialization import Copy, Fresh, InitPolicy
 from growth.expansion.jax_backend import multiplier
 from growth.expansion.role_views import Section
 from growth.expansion.segments import Piece, pieces
@@ -41,7 +42,7 @@ def grow_array(
     target: Parameter,
     old: np.ndarray,
     plan: GrowthPlan,
-    choice: Choice,
+    policy: InitPolicy,
     initializer: Initializer,
     seed: int,
     dtype: np.dtype | None = None,
@@ -52,7 +53,7 @@ def grow_array(
       target: which.
       old: the array that it is made of; see `source_of`.
       plan: the growth step.
-      choice: what new entries are where anything keeps the function: fresh or copies.
+      policy: what new entries are where anything keeps the function: fresh or copies.
       initializer: what fresh entries are.
       seed: decides free values, together with the array's name.
       dtype: that of the result; None for that of `old`. What is multiplied is multiplied in
@@ -68,7 +69,7 @@ def grow_array(
     for number, section in enumerate(role_views.sections(target, plan.target, fixed)):
         random = np.random.Generator(np.random.SFC64([seed, name, number]))
         for axis, block in _free_blocks(piece, section, number, plan):
-            source = choice.source(section.role, axis)
+            source = policy.method(section.role, axis)
             into = news[number][tuple(slice(r.start, r.stop) for r in block)]
             if isinstance(source, Copy):
                 noise = np.std(olds[number], dtype=np.float32) / source.signal_to_noise

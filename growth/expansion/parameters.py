@@ -13,8 +13,14 @@ from growth.errors import InputError
 from growth.expansion import init_values
 from growth.expansion.gradmax import gradmax
 from growth.expansion.init_values import FreeValues
-from growth.expansion.initialization import Choice, Copy, Fresh, GradMax, Source
-from growth.expansion.initialization import choice as read_choice
+from growth.expansion.initialization import (
+    Copy,
+    Fresh,
+    GradMax,
+    InitMethod,
+    InitPolicy,
+    init_policy,
+)
 from growth.expansion.jax_backend import by_name, grow
 from growth.expansion.role_views import Section
 from growth.expansion.segments import Piece
@@ -25,17 +31,18 @@ from growth.rules.roles import FACES_ZERO
 def expand(
     tree: Any,
     plan: GrowthPlan,
+    *,
     key: jax.Array | None = None,
     blueprint: Blueprint | None = None,
     fresh: Any = None,
-    free: Any = "fresh",
+    init: Any = "fresh",
     loss: Callable[[Any], jax.Array] | None = None,
 ) -> Any:
     """Carries parameters to the larger architecture of a plan; the function stays the same.
 
     The result has the structure of `tree` (or of `fresh`), and the dtype of each array. Old entries
     that are multiplied are multiplied in float32 (float64 if they are float64) and rounded once.
-    Pure, and compatible with `jax.jit` (`plan`, `blueprint` and `free` are static),
+    Pure, and compatible with `jax.jit` (`plan`, `blueprint` and `init` are static),
     `jax.eval_shape` and `out_shardings`.
 
     Args:
@@ -45,56 +52,56 @@ def expand(
       blueprint: what the parameters are. None means the reference model, `growth.models`.
       fresh: the model's freshly initialized parameters at `plan.target`. None: what the reference
         model's initializer makes of `key`.
-      free: what new entries are where any value keeps the function: "fresh", "copy" (also
+      init: what new entries are where any value keeps the function: "fresh", "copy" (also
         "copy:20", with the signal-to-noise ratio), "gradmax", or a mapping that says it for each
         transformation or role; see `growth.expansion.initialization`.
       loss: parameters of `plan.target` to a number, the loss of one batch, for "gradmax".
 
     Raises:
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
-      InputError: `key`, `fresh` or `loss` is needed and was not given, `free` says nothing known,
+      InputError: `key`, `fresh` or `loss` is needed and was not given, `init` says nothing known,
         or values of `fresh` are zero where they would never learn.
     """
-    choice = read_choice(free)
-    _check_free(key, blueprint, fresh, loss, choice)
+    policy = init_policy(init)
+    _check_free(key, blueprint, fresh, loss, policy)
     blueprint = blueprint_for(plan.source, blueprint)
     if fresh is not None and not _is_traced((tree, fresh)):
         _refuse_zeros(_zeros(tree, fresh, plan, blueprint))
-    grown = _expand(tree, fresh, key, plan, blueprint, choice)
-    if choice.needs(GradMax):
+    grown = _expand(tree, fresh, key, plan, blueprint, policy)
+    if policy.needs(GradMax):
         assert loss is not None
-        grown = gradmax(loss, tree, grown, plan, blueprint, choice)
+        grown = gradmax(loss, tree, grown, plan, blueprint, policy)
     return grown
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "choice"))
+@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "policy"))
 def _expand(
     tree: Any,
     fresh: Any,
     key: jax.Array | None,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    choice: Choice,
+    policy: InitPolicy,
 ) -> Any:
-    free = _free_values(tree, fresh, key, plan, blueprint, choice)
+    free = _free_values(tree, fresh, key, plan, blueprint, policy)
     return grow(tree, plan, blueprint, free, like=fresh)
 
 
 def _check_free(
-    key: jax.Array | None, blueprint: Blueprint | None, fresh: Any, loss: Any, choice: Choice
+    key: jax.Array | None, blueprint: Blueprint | None, fresh: Any, loss: Any, policy: InitPolicy
 ) -> None:
     """Checks that the arguments of `expand` say where free values come from; see there."""
-    initialized = choice.needs(Fresh) or choice.needs(GradMax)
+    initialized = policy.needs(Fresh) or policy.needs(GradMax)
     if fresh is None and blueprint is not None and initialized:
         raise InputError(
             "fresh is None, but only the reference model's initializer is known here: give the "
-            "model's freshly initialized parameters at the target size, or free='copy'"
+            "model's freshly initialized parameters at the target size, or init='copy'"
         )
     if isinstance(fresh, str):
-        raise InputError(f"fresh is {fresh!r}, but it must be a tree; words go to free")
-    if key is None and (choice.needs(Copy) or (fresh is None and initialized)):
+        raise InputError(f"fresh is {fresh!r}, but it must be a tree; words go to init")
+    if key is None and (policy.needs(Copy) or (fresh is None and initialized)):
         raise InputError("key is needed for free values, unless fresh is a tree of them")
-    if loss is None and choice.needs(GradMax):
+    if loss is None and policy.needs(GradMax):
         raise InputError("loss is needed for gradmax: a function of the larger parameters")
 
 
@@ -138,11 +145,11 @@ def _free_values(
     key: jax.Array | None,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    choice: Choice,
+    policy: InitPolicy,
 ) -> FreeValues:
     """The free values that the arguments of `expand` ask for; see there."""
-    values: dict[Source, FreeValues] = {}
-    for source in choice.sources:
+    values: dict[InitMethod, FreeValues] = {}
+    for source in policy.methods:
         if isinstance(source, Copy):
             assert key is not None
             arrays = by_name(tree, blueprint, plan.source)
@@ -152,4 +159,4 @@ def _free_values(
             assert key is not None
             fresh = reference_model().initial_parameters(plan.target, key)
         values[source] = init_values.from_tree(by_name(fresh, blueprint, plan.target), plan)
-    return init_values.chosen(choice, values, plan)
+    return init_values.chosen(policy, values, plan)

@@ -41,7 +41,7 @@ def write(expansion: Expansion, verified: Verification | None, directory: Path) 
         *(f"| {name} | {old} | {new} |" for name, old, new in table(expansion)),
         "",
         f"New layers: {', '.join(new_layers) or 'none'} (counted from 0). New entries that may be "
-        f"anything: {expansion.choice}, seed {expansion.seed}.",
+        f"anything: {expansion.init}, seed {expansion.seed}.",
         "",
         "## Is it the same function?",
         "",

@@ -18,7 +18,7 @@ from growth.blueprints import pytrees
 from growth.blueprints.notation import parse
 from growth.blueprints.parameters import Parameter, siblings
 from growth.expansion import role_views
-from growth.files import staged
+from growth.files import atomic_directory
 from growth.huggingface import tensors
 from growth.huggingface.checkpoint import open_checkpoint, read_json
 from growth.huggingface.families import FAMILIES, family_of
@@ -126,7 +126,7 @@ def save(
             yield array
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with staged(output, sum(spec.bytes for spec in specs.values())) as directory:
+    with atomic_directory(output, sum(spec.bytes for spec in specs.values())) as directory:
         for path in carried:
             shutil.copy2(path, directory / path.name)
         tensors.write_files(directory, said, files, tensors_of)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growth.errors import InputError
-from growth.files import staged
+from growth.files import atomic_directory
 from growth.huggingface import card, verification, writing
 from growth.huggingface.expansion import Expansion, plan_expansion
 from growth.huggingface.verification import Verification
@@ -63,7 +63,7 @@ def run(
         raise InputError(f"verify is True, but {why_not}")
     carried = source.carried
     num_bytes = expansion.bytes + sum(path.stat().st_size for path in carried)
-    with staged(output, num_bytes) as directory:
+    with atomic_directory(output, num_bytes) as directory:
         for path in carried:
             shutil.copy2(path, directory / path.name)
         writing.write(expansion, directory, progress)

@@ -11,8 +11,7 @@ import numpy as np
 
 from growth.blueprints.parameters import Parameter, siblings
 from growth.errors import InputError
-from growth.expansion.initialization import Choice, GradMax
-from growth.expansion.initialization import choice as read_choice
+from growth.expansion.initialization import GradMax, InitPolicy, init_policy
 from growth.expansion.numpy_backend import grow_array, source_of
 from growth.expansion.role_views import array_shape, fixed_sizes
 from growth.huggingface import tensors
@@ -32,7 +31,7 @@ class Expansion:
       source: the checkpoint that grows.
       plan: the growth step.
       config: `config.json` of the larger model.
-      choice: what new entries are where anything keeps the function.
+      init: what new entries are where anything keeps the function.
       seed: decides them.
       files: the tensors of each file of the result, by their names in the family's table.
       targets: what each tensor of the result is, by that name.
@@ -41,7 +40,7 @@ class Expansion:
     source: Checkpoint
     plan: GrowthPlan
     config: dict[str, Any]
-    choice: Choice
+    init: InitPolicy
     seed: int
     files: dict[str, dict[str, Spec]]
     targets: dict[str, Parameter]
@@ -80,7 +79,7 @@ class Expansion:
         old = self.source.read(self.source_name(name))
         dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
-            self.targets[name], old, self.plan, self.choice, self._initial, self.seed, dtype
+            self.targets[name], old, self.plan, self.init, self._initial, self.seed, dtype
         )
 
     def source_name(self, name: str) -> str:
@@ -109,7 +108,7 @@ def plan_expansion(
     v_dim: int | None = None,
     mlp_dim: int | None = None,
     layer_positions: Sequence[int] | None = None,
-    free: Any = "fresh",
+    init: Any = "fresh",
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
@@ -124,7 +123,7 @@ def plan_expansion(
       qk_dim, v_dim: of queries and keys alone, and of values alone. No family can say them yet.
       layer_positions: where new layers go, an index for each, counted in the old layers; None
         spreads them evenly.
-      free: what new entries are where any value keeps the function: "fresh", "copy", or a mapping,
+      init: what new entries are where any value keeps the function: "fresh", "copy", or a mapping,
         as for `growth.expand`.
       seed: decides them.
       dtype: "float32", "bfloat16", "float16" or "float64" of all tensors; None keeps that of each.
@@ -134,7 +133,7 @@ def plan_expansion(
       InputError: one of these is wrong, the checkpoint is broken or of an unknown family, or there
         is no exact way; the message says which and what would be.
     """
-    chosen = _choice(free)
+    chosen = _policy(init)
     if seed < 0:
         raise InputError(f"seed is {seed}, but it must be at least 0")
     checkpoint = open_checkpoint(Path(source))
@@ -164,11 +163,11 @@ def plan_expansion(
     return expansion if dtype is None else expansion.with_dtype(dtype)
 
 
-def _choice(free: Any) -> Choice:
-    chosen = read_choice(free)
+def _policy(init: Any) -> InitPolicy:
+    chosen = init_policy(init)
     if chosen.needs(GradMax):
         raise InputError(
-            "free says gradmax, but that needs the gradient of a loss: for a checkpoint it is "
+            "init says gradmax, but that needs the gradient of a loss: for a checkpoint it is "
             "'fresh', 'copy', 'copy:SIGNAL_TO_NOISE', or a mapping to these"
         )
     return chosen

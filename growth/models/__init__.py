@@ -10,7 +10,7 @@ from growth.models.reference import (
     logical_axes,
     logits,
     make_model,
-    stream,
+    residual_stream,
 )
 from growth.models.transformer import Transformer
 from growth.models.vision import VisionTransformer
@@ -25,7 +25,7 @@ __all__ = [
     "logical_axes",
     "logits",
     "make_model",
-    "stream",
+    "residual_stream",
 ]
 
 register_reference_model(reference)

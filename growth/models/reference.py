@@ -53,7 +53,7 @@ def logits(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
     return result
 
 
-def stream(architecture: Architecture, params: Any, inputs: jax.Array) -> list[jax.Array]:
+def residual_stream(architecture: Architecture, params: Any, inputs: jax.Array) -> list[jax.Array]:
     """The residual stream [batch, length, embed] after each layer."""
     _, seen = make_model(architecture).apply(
         {"params": params},

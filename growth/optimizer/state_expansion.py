@@ -26,13 +26,13 @@ class OptimizerStateError(InputError):
 
 
 def expand_optimizer_state(
-    tx: optax.GradientTransformation,
     opt_state: Any,
     plan: GrowthPlan,
+    *,
+    tx: optax.GradientTransformation,
     params: Any,
     grown: Any,
     blueprint: Blueprint | None = None,
-    *,
     moments: str = "zeros",
     gradient: Any = None,
 ) -> Any:
@@ -44,9 +44,9 @@ def expand_optimizer_state(
     `jax.jit`.
 
     Args:
-      tx: the optimizer that `opt_state` belongs to.
-      opt_state: its state for parameters of `plan.source`.
+      opt_state: the state of an optimizer for parameters of `plan.source`.
       plan: the growth step.
+      tx: the optimizer.
       params: the parameters of `plan.source`.
       grown: what `growth.expand` made of them.
       blueprint: as for `growth.expand`.

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from growth.certification.certificate import certify
+from growth.certification.certification import certify
 from growth.training.config import TrainConfig
 from growth.training.metrics import FILE_NAME, read_metrics
 from growth.training.progress import format_count
@@ -27,7 +27,7 @@ from growth.training.state import TrainState, grow_state, state_shardings
 from growth.training.step import (
     Metrics,
     batch_logits,
-    batch_stream,
+    batch_residual_stream,
     cross_entropy,
     loss,
     make_train_step,
@@ -138,16 +138,18 @@ def grow(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
 def _certify(run: Run, stage: Stage, params: Any, grown: TrainState) -> None:
     """Writes the certificate of a growth, and ends the run where a promise is broken."""
-    assert stage.plan is not None
+    plan = stage.plan
+    assert plan is not None
+    batch = jax.tree.map(lambda batches: batches[0], run.eval_set)
     certificate = certify(
-        batch_logits,
         params,
-        grown.params,
-        stage.plan,
-        jax.tree.map(lambda batches: batches[0], run.eval_set),
-        loss=cross_entropy,
-        stream=batch_stream,
-        optimizer=run.tx,
+        plan,
+        apply=batch_logits,
+        grown=grown.params,
+        batch=batch,
+        loss=lambda params: cross_entropy(batch_logits(plan.target, params, batch), batch),
+        residual_stream=batch_residual_stream,
+        tx=run.tx,
         opt_state=grown.opt_state,
         learning_rate=run.config.optimizer.learning_rate,
     )

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from growth.certification.tolerances import MEASURED_IN_FLOAT32
 from growth.errors import InputError
 from growth.expansion.initialization import GradMax
-from growth.files import staged
+from growth.files import atomic_directory
 from growth.models import make_model
 from growth.rules.growth_plan import GrowthPlan
 from growth.training import mesh as meshes
@@ -30,10 +31,6 @@ from growth.training.optimization import make_optimizer
 from growth.training.run import write_config
 from growth.training.schedule import MOMENTS, Stage, flops_spent, stages, training_flops
 from growth.training.state import grow_state, restorable_state
-
-# The largest difference of logits, relative to the largest logit, by the dtype of parameters: what
-# is multiplied is rounded to it.
-_LIMITS = {"float32": 1e-5, "bfloat16": 1e-1}
 
 _CONFIG = '''"""What growth.cli.expand made of {source}, at step {step}.
 
@@ -95,7 +92,7 @@ def plan_run(
     Args:
       source: the run's directory.
       growth: a growth step as in a schedule, without its `step`: the arguments of `growth.grow_to`,
-        and maybe `free`, `moments` and `rewarming`.
+        and maybe `init`, `moments` and `rewarming`.
       step: which checkpoint; None for the newest.
 
     Raises:
@@ -130,8 +127,8 @@ def plan_run(
         optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
     )
     expansion = RunExpansion(source, grown)
-    if expansion.stage.free.needs(GradMax):
-        raise InputError("free says gradmax, but that needs a batch: use it in a run's schedule")
+    if expansion.stage.init.needs(GradMax):
+        raise InputError("init says gradmax, but that needs a batch: use it in a run's schedule")
     if expansion.stage.moments == "probe":
         known = ", ".join(name for name in MOMENTS if name != "probe")
         raise InputError(f"moments is 'probe', which needs a batch; here it may be {known}")
@@ -165,7 +162,7 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int 
     grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, seed))
     seconds = time.perf_counter() - began
     difference = _difference(plan, state.params, grown.params)
-    limit = _LIMITS[config.param_dtype]
+    limit = MEASURED_IN_FLOAT32[config.param_dtype]
     if not difference <= limit:
         raise InputError(f"logits differ by {difference:.1e} in float32, more than {limit}")
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(grown))
@@ -174,7 +171,7 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int 
         "stage": stage.index,
         "config": config.to_dict(),
     }
-    with staged(output, num_bytes) as directory:
+    with atomic_directory(output, num_bytes) as directory:
         with Checkpoints(directory / "checkpoints") as checkpoints:
             checkpoints.save(stage.start, grown, place, about)
         write_config(config, directory)

@@ -1,7 +1,7 @@
 """The growth schedule: when a run grows, and to what.
 
 A schedule is data: a sequence of mappings, each with the `step` after which the run grows and the
-sizes that are larger from then on; `free` may say what new entries are, `moments` and `rewarming`
+sizes that are larger from then on; `init` may say what new entries are, `moments` and `rewarming`
 how they join the optimizer. `stages` turns it into the run's stages, and refuses, before anything
 has been trained, whatever would not work later.
 """
@@ -13,14 +13,14 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import InputError
-from growth.expansion.initialization import FRESH, Choice, choice
+from growth.expansion.initialization import FRESH, InitPolicy, init_policy
 from growth.optimizer.moment_init import POLICIES
 from growth.optimizer.post_growth import Rewarming
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.transformations import grow_to
 
 _SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
-_OPTIONS = ("free", "moments", "rewarming")
+_OPTIONS = ("init", "moments", "rewarming")
 
 # How second moments of new entries may begin; the first is the default.
 MOMENTS = (*POLICIES, "age")
@@ -45,7 +45,7 @@ class Stage:
       stop: optimizer steps taken when this stage ends.
       architecture: what is trained.
       plan: how the stage began; None for the first.
-      free: what new entries were where any value keeps the function.
+      init: what new entries were where any value keeps the function.
       moments: how second moments of new entries began: "zeros", "mean" or "probe", as for
         `growth.expand_optimizer_state`; or "age": at zero, corrected by their own age.
       rewarming: how the learning rate rises after growth; None: not at all.
@@ -56,7 +56,7 @@ class Stage:
     stop: int
     architecture: Architecture
     plan: GrowthPlan | None = None
-    free: Choice = FRESH
+    init: InitPolicy = FRESH
     moments: str = MOMENTS[0]
     rewarming: Rewarming | None = None
 
@@ -74,8 +74,8 @@ def stages(
     Args:
       architecture: what the run starts with.
       growth: the growth steps, in order. Each has a `step`, the arguments of `growth.grow_to`, and
-        maybe `free`, as for `growth.expand`, `moments` and `rewarming`, as in `Stage`:
-        `dict(step=600, num_layers=6, free="copy", rewarming=dict(steps=50))`. Where rewarming is
+        maybe `init`, as for `growth.expand`, `moments` and `rewarming`, as in `Stage`:
+        `dict(step=600, num_layers=6, init="copy", rewarming=dict(steps=50))`. Where rewarming is
         not said it is `REWARMING`, over at most a quarter of the stage.
       num_steps: optimizer steps of the whole run.
 
@@ -137,7 +137,11 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
         raise ScheduleError(
             f"rewarming is {rewarming!r}, but it must be a mapping with steps, or None"
         )
-    return {"free": choice(entry.get("free", FRESH)), "moments": moments, "rewarming": rewarming}
+    return {
+        "init": init_policy(entry.get("init", FRESH)),
+        "moments": moments,
+        "rewarming": rewarming,
+    }
 
 
 def _rewarmed(stage: Stage) -> Stage:

@@ -158,10 +158,16 @@ def grow_state(
     plan, moments = stage.plan, "zeros" if stage.moments == "age" else stage.moments
 
     def grow(state: TrainState, key: jax.Array) -> TrainState:
-        params = expand(state.params, plan, key, free=stage.free, loss=loss)
+        params = expand(state.params, plan, key=key, init=stage.init, loss=loss)
         gradient = jax.grad(loss)(params) if moments == "probe" and loss else None
         opt_state = expand_optimizer_state(
-            tx, state.opt_state, plan, state.params, params, moments=moments, gradient=gradient
+            state.opt_state,
+            plan,
+            tx=tx,
+            params=state.params,
+            grown=params,
+            moments=moments,
+            gradient=gradient,
         )
         return TrainState(state.step, params, opt_state)
 

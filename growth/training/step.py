@@ -32,9 +32,9 @@ def batch_logits(architecture: Architecture, params: Any, batch: Batch) -> jax.A
     return models.apply(architecture, params, batch.inputs)
 
 
-def batch_stream(architecture: Architecture, params: Any, batch: Batch) -> list[jax.Array]:
+def batch_residual_stream(architecture: Architecture, params: Any, batch: Batch) -> list[jax.Array]:
     """The residual stream of a batch after each layer, for `growth.certify`."""
-    return models.stream(architecture, params, batch.inputs)
+    return models.residual_stream(architecture, params, batch.inputs)
 
 
 def make_train_step(

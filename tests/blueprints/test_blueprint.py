@@ -122,7 +122,7 @@ def test_one_array_cannot_hold_layers_of_unequal_shape():
     plan = growth.mlp_expansion(9, layers=(1,))(ARCHITECTURE)
     message = "up: one array holds these layers, so mlp must be the same in all of them, .* 7, 9"
     with pytest.raises(BlueprintError, match=message):
-        growth.expand(tree, plan, key=networks.KEY, blueprint=blueprint, free="copy")
+        growth.expand(tree, plan, key=networks.KEY, blueprint=blueprint, init="copy")
     with pytest.raises(BlueprintError, match=message):
         blueprint.check(tree, plan.target)
 
@@ -134,9 +134,11 @@ def test_what_is_stacked_along_a_dimension_of_its_own_must_stay_of_one_shape():
     blueprint.check(tree, architecture)
     for step in (growth.attention_expansion(6), growth.heads_expansion(6)):
         with pytest.raises(BlueprintError, match=r"qkv: \(qk\) must be the same for all that the"):
-            growth.expand(tree, step(architecture), networks.KEY, blueprint, free="copy")
+            growth.expand(
+                tree, step(architecture), key=networks.KEY, blueprint=blueprint, init="copy"
+            )
     both = growth.compose(growth.attention_expansion(6), growth.heads_expansion(6))(architecture)
-    grown = growth.expand(tree, both, networks.KEY, blueprint, free="copy")
+    grown = growth.expand(tree, both, key=networks.KEY, blueprint=blueprint, init="copy")
     assert grown["qkv"].shape == (3, 6, 2, 6)
 
 
@@ -146,7 +148,7 @@ def test_queries_cannot_be_added_where_the_rule_has_no_axis_for_them():
     tree = {"q_0": np.zeros((6, 4)), "q_1": np.zeros((6, 4)), "u": np.zeros((6, 11))}
     plan = growth.head_addition(4, 2)(architecture)
     with pytest.raises(BlueprintError, match="q_0: the plan adds query heads to each group"):
-        growth.expand(tree, plan, networks.KEY, blueprint, free="copy")
+        growth.expand(tree, plan, key=networks.KEY, blueprint=blueprint, init="copy")
 
 
 def test_names_that_do_not_grow_may_be_anything():

@@ -82,7 +82,7 @@ def test_growth_with_copies_needs_no_fresh_tree(name):
         num_layers=3, num_heads=model.architecture.num_heads + 2, embed_dim=8, qk_dim=6, v_dim=5,
         mlp_dim=(6, 8, 6),
     )(model.architecture)  # fmt: skip
-    grown = growth.expand(tree, plan, KEY, model.blueprint, free="copy")
+    grown = growth.expand(tree, plan, key=KEY, blueprint=model.blueprint, init="copy")
     want = jax.eval_shape(lambda: model.init(plan.target))
     assert jax.tree.structure(grown) == jax.tree.structure(want)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, want)
@@ -120,7 +120,7 @@ def test_queries_are_not_added_where_heads_are_not_grouped(name):
     model = MODELS[name]
     plan = growth.head_addition(4, 2)(model.architecture)
     with pytest.raises(BlueprintError, match="adds query heads to each group"):
-        growth.expand(source(name)[0], plan, KEY, model.blueprint, free="copy")
+        growth.expand(source(name)[0], plan, key=KEY, blueprint=model.blueprint, init="copy")
 
 
 def test_grouped_heads_of_a_fused_array_are_sections_of_unequal_width():
@@ -309,8 +309,10 @@ def test_encoder_and_decoder_of_different_depth_widen_together():
     rules = Blueprint(foreign_stacks.T5_MODEL.blueprint.rules)
     encoder = {name: tree[name] for name in ("shared", "encoder", "lm_head")}
     plans = step(deep), step(flat)
-    grown = growth.expand(encoder, plans[0], KEY, rules, free="copy")
-    grown |= growth.expand({"decoder": tree["decoder"]}, plans[1], KEY, rules, free="copy")
+    grown = growth.expand(encoder, plans[0], key=KEY, blueprint=rules, init="copy")
+    grown |= growth.expand(
+        {"decoder": tree["decoder"]}, plans[1], key=KEY, blueprint=rules, init="copy"
+    )
     larger = foreign_stacks.T5(*(plan.target for plan in plans))
     new = np.asarray(larger.apply({"params": grown}, TOKENS))
     assert difference(old, new) <= EXACT

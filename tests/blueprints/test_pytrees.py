@@ -40,7 +40,9 @@ def grow(tree, path, plan=PLAN):
     """Every layer's MLP grows by a column of 9; the new layer, in the middle, is all 9."""
     blueprint = Blueprint([(path, "mlp_in", "embed mlp")])
     key = jax.random.key(0, impl="rbg")
-    fresh = jax.eval_shape(lambda: growth.expand(tree, plan, key, blueprint, free="copy"))
+    fresh = jax.eval_shape(
+        lambda: growth.expand(tree, plan, key=key, blueprint=blueprint, init="copy")
+    )
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 9, leaf.dtype), fresh)
     return growth.expand(tree, plan, blueprint=blueprint, fresh=fresh)
 
@@ -133,7 +135,7 @@ def test_an_array_and_an_empty_node_cannot_become_one_array():
     blueprint = Blueprint([("run{layers}", "mlp_in", "layers embed mlp")])
     tree = {"run0": np.zeros((1, 2, 3)), "run1": optax.MaskedNode()}
     with pytest.raises(BlueprintError, match="run0: continues run0, run1 in one array, but some"):
-        growth.expand(tree, plan, jax.random.key(0), blueprint, free="copy")
+        growth.expand(tree, plan, key=jax.random.key(0), blueprint=blueprint, init="copy")
 
 
 def test_a_tree_may_be_a_single_array():

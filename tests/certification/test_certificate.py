@@ -11,7 +11,7 @@ import pytest
 
 import growth
 from growth import CertificateError, GrowthPlan
-from growth.models import apply, stream
+from growth.models import apply, residual_stream
 from tests.helpers import foreign_models, networks
 from tests.helpers.networks import ARCHITECTURES, KEY, random_parameters
 
@@ -24,20 +24,20 @@ def example(name="llama"):
     architecture = ARCHITECTURES[name]
     parameters = random_parameters(architecture, dtype=np.float32)
     plan = networks.all_steps(architecture)(architecture)
-    return parameters, plan, growth.expand(parameters, plan, KEY)
+    return parameters, plan, growth.expand(parameters, plan, key=KEY)
 
 
 @pytest.mark.parametrize("name", networks.first(ARCHITECTURES, "llama"))
 def test_a_good_step_is_certified(name):
     parameters, plan, grown = example(name)
     certificate = growth.certify(
-        apply,
         parameters,
-        grown,
         plan,
-        TOKENS,
-        stream=stream,
-        optimizer=optax.adamw(1e-3, weight_decay=0.0),
+        apply=apply,
+        grown=grown,
+        batch=TOKENS,
+        residual_stream=residual_stream,
+        tx=optax.adamw(1e-3, weight_decay=0.0),
         learning_rate=1e-3,
     )
     assert certificate.passed, certificate.problems
@@ -49,13 +49,15 @@ def test_a_good_step_is_certified(name):
     assert len(certificate.drift) == plan.source.num_layers
     assert max(certificate.drift) <= 1e-12
     added = plan.target.num_parameters - plan.source.num_parameters
-    assert sum(certificate.life.new.values()) == added
+    assert sum(certificate.gradients.new.values()) == added
     assert certificate.first_update[1] == pytest.approx(1, abs=1e-3)  # Adam's first is its rate
 
 
 def test_it_reads_well_and_goes_to_json():
     parameters, plan, grown = example()
-    certificate = growth.certify(apply, parameters, grown, plan, TOKENS, dtypes=["float64"])
+    certificate = growth.certify(
+        parameters, plan, apply=apply, grown=grown, batch=TOKENS, dtypes=["float64"]
+    )
     text = str(certificate)
     assert "every promise is kept" in text
     assert f"{plan.source.num_parameters:,} → {plan.target.num_parameters:,}" in text
@@ -70,7 +72,9 @@ def broken(change, **options):
     parameters, plan, grown = example()
     grown = jax.tree.map(jnp.array, grown)
     change(grown)
-    certificate = growth.certify(apply, parameters, grown, plan, TOKENS, **options)
+    certificate = growth.certify(
+        parameters, plan, apply=apply, grown=grown, batch=TOKENS, **options
+    )
     assert not certificate.passed
     with pytest.raises(CertificateError, match="growth is not certified"):
         certificate.require()
@@ -114,12 +118,14 @@ def test_the_layer_of_a_fault_is_named():
     parameters, plan, grown = example()
 
     def faulty(architecture, params, tokens):
-        layers = stream(architecture, params, tokens)
+        layers = residual_stream(architecture, params, tokens)
         return (
             layers if architecture == plan.source else [layers[0], *(x + 0.1 for x in layers[1:])]
         )
 
-    certificate = growth.certify(apply, parameters, grown, plan, TOKENS, stream=faulty)
+    certificate = growth.certify(
+        parameters, plan, apply=apply, grown=grown, batch=TOKENS, residual_stream=faulty
+    )
     assert certificate.problems[0].startswith("the stream moves in old layer 1, by")
 
 
@@ -129,22 +135,30 @@ def test_another_models_step_is_certified_through_its_blueprint():
     plan = growth.grow_to(num_layers=3, mlp_dim=7, embed_dim=8)(model.architecture)
     grown = growth.expand(tree, plan, blueprint=model.blueprint, fresh=model.init(plan.target))
     certificate = growth.certify(
-        model.apply, tree, grown, plan, TOKENS, blueprint=model.blueprint, dtypes=["float64"]
+        tree,
+        plan,
+        apply=model.apply,
+        grown=grown,
+        batch=TOKENS,
+        blueprint=model.blueprint,
+        dtypes=["float64"],
     )
     assert certificate.preservation["float64"].max_error <= 1e-12
-    assert not certificate.life.dead
+    assert not certificate.gradients.dead
 
 
 def test_a_dtype_that_is_not_known_is_refused():
     parameters, plan, grown = example()
     with pytest.raises(growth.InputError, match="must be some of float64, float32, bfloat16"):
-        growth.certify(apply, parameters, grown, plan, TOKENS, dtypes=["float8"])
+        growth.certify(parameters, plan, apply=apply, grown=grown, batch=TOKENS, dtypes=["float8"])
 
 
 def test_nothing_grown_is_nothing_changed():
     parameters, plan, _ = example()
     still = GrowthPlan(plan.source, plan.source, tuple(range(plan.source.num_layers)))
-    certificate = growth.certify(apply, parameters, parameters, still, TOKENS, dtypes=["float64"])
+    certificate = growth.certify(
+        parameters, still, apply=apply, grown=parameters, batch=TOKENS, dtypes=["float64"]
+    )
     assert certificate.passed
     assert certificate.preservation["float64"].max_error == 0
-    assert not certificate.life.new
+    assert not certificate.gradients.new

@@ -185,7 +185,7 @@ def test_copies_learn_and_become_different_from_what_they_were_copied_from(name)
     architecture = SMOOTH[name]
     plan = networks.all_steps(architecture)(architecture)
     parameters = random_parameters(architecture)
-    grown = growth.expand(parameters, plan, key=KEY, free="copy")
+    grown = growth.expand(parameters, plan, key=KEY, init="copy")
     for optimizer in ("sgd", "adam"):
         gradients, trained = four_steps(plan.target, grown, optimizer)
         assert_alive(gradients, parameters, plan)

@@ -13,7 +13,7 @@ import pytest
 
 import growth
 from growth import Architecture
-from growth.certification import certificate as certifying
+from growth.certification import certification as certifying
 from growth.expansion import jax_backend
 from growth.expansion import parameters as expanding
 from growth.models import apply
@@ -77,7 +77,13 @@ def problems(name, plan=None, fresh=None, check_life=False):
     with jax.enable_x64(True):
         made = growth.expand(parameters, plan, fresh=fresh)
     certificate = growth.certify(
-        apply, parameters, made, plan, TOKENS, dtypes=["float64"], check_life=check_life
+        parameters,
+        plan,
+        apply=apply,
+        grown=made,
+        batch=TOKENS,
+        dtypes=["float64"],
+        check_gradients=check_life,
     )
     return certificate.problems
 

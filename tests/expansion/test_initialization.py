@@ -11,7 +11,7 @@ import pytest
 import growth
 from growth import InputError
 from growth.expansion import gradmax, init_values
-from growth.expansion.initialization import Choice, Copy, Fresh, GradMax, choice
+from growth.expansion.initialization import Copy, Fresh, GradMax, InitPolicy, init_policy
 from growth.expansion.jax_backend import grow
 from growth.models import apply, blueprint
 from tests.helpers import foreign_models, networks
@@ -41,20 +41,20 @@ def marks(plan, axes):
     named = tuple((word, Copy(n + 1.0)) for n, word in enumerate(axes))
     zero = jax.tree.map(np.zeros_like, random_parameters(plan.source))
     values = {Fresh(): init_values.zeros} | {mark: init_values.ones for _, mark in named}
-    marked = grow(zero, plan, rules, init_values.chosen(Choice(Fresh(), named), values, plan))
+    marked = grow(zero, plan, rules, init_values.chosen(InitPolicy(Fresh(), named), values, plan))
     return jax.tree.map(lambda x: np.asarray(x) == 1, marked)
 
 
 def test_words_are_read():
-    assert choice("fresh") == Choice()
-    assert choice("copy") == Choice(Copy(10.0))
-    assert choice("copy:2.5") == Choice(Copy(2.5))
-    assert choice("gradmax:3") == Choice(GradMax(3))
-    mixed = choice({"default": "copy", "mlp_expansion": "gradmax", "query": Fresh()})
-    assert mixed.source("value", "v") == Copy()
-    assert mixed.source("mlp_in", "mlp") == GradMax()
-    assert mixed.source("query", "mlp") == mixed.source("query", "qk") == Fresh()
-    assert hash(mixed) == hash(choice(mixed))
+    assert init_policy("fresh") == InitPolicy()
+    assert init_policy("copy") == InitPolicy(Copy(10.0))
+    assert init_policy("copy:2.5") == InitPolicy(Copy(2.5))
+    assert init_policy("gradmax:3") == InitPolicy(GradMax(3))
+    mixed = init_policy({"default": "copy", "mlp_expansion": "gradmax", "query": Fresh()})
+    assert mixed.method("value", "v") == Copy()
+    assert mixed.method("mlp_in", "mlp") == GradMax()
+    assert mixed.method("query", "mlp") == mixed.source("query", "qk") == Fresh()
+    assert hash(mixed) == hash(init_policy(mixed))
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_words_are_read():
     [
         ("zeros", "zeros are refused: the other side of the product is zero already"),
         ({"mlp_in": "zero"}, "zeros are refused"),
-        ("random", "free is 'random', but it must be 'fresh', 'copy'"),
-        ("fresh:2", "free is 'fresh:2'"),
+        ("random", "init is 'random', but it must be 'fresh', 'copy'"),
+        ("fresh:2", "init is 'fresh:2'"),
         ("copy:much", "'much' is not a number"),
         ("copy:0", "signal_to_noise is 0.0, but it must be a positive number"),
         ("gradmax:0", "steps of gradmax is 0"),
         ({"mlp_expantion": "copy"}, "did you mean mlp_expansion"),
         ({"heads": 1}, "no transformation and no role"),
-        ({"query": 1}, "free is 1, but"),
+        ({"query": 1}, "init is 1, but"),
     ],
 )
 def test_what_is_no_choice_is_refused_by_name(free, message):
     plan = growth.mlp_expansion(9)(ARCHITECTURES["paper"])
     with pytest.raises(InputError, match=message):
-        growth.expand(source("paper"), plan, KEY, free=free)
+        growth.expand(source("paper"), plan, key=KEY, init=free)
 
 
 def test_a_tree_of_zeros_is_refused_where_it_would_never_learn():
@@ -119,10 +119,10 @@ def test_every_new_entry_has_the_source_that_is_named(name):
     words = ["layer_addition", "head_addition", "mlp_expansion", "heads_expansion"]
     words += ["attention_expansion", "hidden_dimension_expansion", "value"]
     given = {None: growth.expand(source(name), plan, fresh=fresh)}
-    copied = growth.expand(source(name), plan, KEY, free="copy")
+    copied = growth.expand(source(name), plan, key=KEY, init="copy")
     taken = jax.tree.map(np.zeros_like, fresh)
     for word in words:
-        mixed = growth.expand(source(name), plan, KEY, fresh=fresh, free={word: "copy"})
+        mixed = growth.expand(source(name), plan, key=KEY, fresh=fresh, init={word: "copy"})
         assert difference(logits(plan.source, source(name)), logits(plan.target, mixed)) <= 1e-12
         where = marks(plan, [word])
         assert any(mark.any() for mark in jax.tree.leaves(where)), word
@@ -142,7 +142,7 @@ def test_noise_on_copies_has_the_size_that_was_asked_for():
     plan = growth.mlp_expansion(800)(architecture)
     kernel = random_parameters(architecture)["layers_0"]["mlp"]["up"]["kernel"][0]
     for ratio in (2.0, 50.0):
-        grown = growth.expand(random_parameters(architecture), plan, KEY, free=f"copy:{ratio}")
+        grown = growth.expand(random_parameters(architecture), plan, key=KEY, init=f"copy:{ratio}")
         new = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"])[0, :, 400:]
         np.testing.assert_allclose(kernel.std() / (new - kernel).std(), ratio, rtol=0.05)
 
@@ -164,7 +164,7 @@ def test_gradmax_makes_the_first_gradient_larger_and_keeps_the_function(name, st
     plan, loss = STEPS[step](architecture), loss_of(STEPS[step](architecture).target)
     parameters, fresh = source(name), random_parameters(STEPS[step](architecture).target, seed=1)
     plain = growth.expand(parameters, plan, fresh=fresh)
-    best = growth.expand(parameters, plan, fresh=fresh, free="gradmax", loss=loss)
+    best = growth.expand(parameters, plan, fresh=fresh, init="gradmax", loss=loss)
     assert difference(logits(architecture, parameters), logits(plan.target, best)) <= 1e-12
 
     zero_side = gradmax._zero_side(parameters, plan, blueprint(architecture))
@@ -195,7 +195,7 @@ def test_gradmax_finds_the_optimum_where_it_is_known():
 
     linear = jax.jacobian(zero_side)(jnp.zeros(6))
     _, sizes, right = np.linalg.svd(linear)
-    best = growth.expand(parameters, plan, fresh=fresh, free="gradmax:30", loss=loss)
+    best = growth.expand(parameters, plan, fresh=fresh, init="gradmax:30", loss=loss)
     column = np.asarray(best["layers_0"]["attention"]["value"]["kernel"])[0, :, 0, 4]
     size = np.linalg.norm(column)
     before = fresh["layers_0"]["attention"]["value"]["kernel"][0, :, 0, 4]
@@ -209,7 +209,7 @@ def test_units_that_gradmax_makes_are_orthogonal():
     plan = growth.mlp_expansion(10)(architecture)
     fresh = random_parameters(plan.target, seed=1)
     loss = loss_of(plan.target)
-    grown = growth.expand(source("paper"), plan, fresh=fresh, free="gradmax", loss=loss)
+    grown = growth.expand(source("paper"), plan, fresh=fresh, init="gradmax", loss=loss)
     for layer in np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"]):
         products = layer[:, 7:].T @ layer[:, 7:]
         np.testing.assert_allclose(products, np.eye(3) * products[0, 0], atol=1e-10)
@@ -221,7 +221,7 @@ def test_gradmax_of_one_transformation_leaves_the_others_alone():
     fresh, loss = random_parameters(plan.target, seed=1), loss_of(plan.target)
     plain = growth.expand(source("llama"), plan, fresh=fresh)
     expand = functools.partial(growth.expand, plan=plan, fresh=fresh, loss=loss)
-    best = jax.jit(lambda tree: expand(tree, free={"mlp_expansion": "gradmax:2"}))(source("llama"))
+    best = jax.jit(lambda tree: expand(tree, init={"mlp_expansion": "gradmax:2"}))(source("llama"))
     where = marks(plan, ["mlp_expansion"])
     for one, other, mark in zip(*map(jax.tree.leaves, (plain, best, where)), strict=True):
         np.testing.assert_allclose(np.asarray(one)[~mark], np.asarray(other)[~mark], rtol=1e-12)
@@ -236,7 +236,7 @@ def test_each_gradmax_ends_after_its_own_steps():
     trees = []
     for steps in (1, 3):
         free = {"mlp_expansion": "gradmax:1", "heads_expansion": f"gradmax:{steps}"}
-        trees.append(growth.expand(source("paper"), plan, fresh=fresh, free=free, loss=loss))
+        trees.append(growth.expand(source("paper"), plan, fresh=fresh, init=free, loss=loss))
     up, value = (
         [np.asarray(tree["layers_0"][part][name]["kernel"]) for tree in trees]
         for part, name in (("mlp", "up"), ("attention", "value"))
@@ -260,7 +260,7 @@ def test_gradmax_works_on_any_model_with_a_blueprint():
     )
     zero_side = gradmax._zero_side(tree, plan, model.blueprint)
     before, after = (
-        gradmax.first_gradient(loss, expand(free=free), zero_side) for free in ("fresh", "gradmax")
+        gradmax.first_gradient(loss, expand(init=free), zero_side) for free in ("fresh", "gradmax")
     )
     assert after > 1.2 * before
 
@@ -268,4 +268,4 @@ def test_gradmax_works_on_any_model_with_a_blueprint():
 def test_gradmax_needs_a_loss():
     plan = growth.mlp_expansion(9)(ARCHITECTURES["paper"])
     with pytest.raises(InputError, match="loss is needed for gradmax"):
-        growth.expand(source("paper"), plan, KEY, free="gradmax")
+        growth.expand(source("paper"), plan, key=KEY, init="gradmax")

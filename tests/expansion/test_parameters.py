@@ -70,7 +70,7 @@ def test_a_step_preserves_the_function_in_float32(name, step_name):
 def test_free_values_from_the_initializer_and_from_copies(name, free):
     plan = plan_of(name, "all")
     parameters, old = source(name)
-    grown = growth.expand(parameters, plan, key=KEY, free=free)
+    grown = growth.expand(parameters, plan, key=KEY, init=free)
     assert difference(old, logits(plan.target, grown)) <= EXACT
     want = networks.abstract_parameters(plan.target)[0]
     assert jax.tree.structure(grown) == jax.tree.structure(want)
@@ -139,7 +139,7 @@ def test_new_entries_come_from_the_models_own_initializer():
 def test_copies_are_old_units_in_turn_with_a_little_noise():
     plan = growth.mlp_expansion(17)(ARCHITECTURES["llama"])
     parameters, _ = source("llama")
-    grown = growth.expand(parameters, plan, key=KEY, free="copy")
+    grown = growth.expand(parameters, plan, key=KEY, init="copy")
     old = parameters["layers_0"]["mlp"]["up"]["kernel"]
     new = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"][..., 7:])
     noise = new - np.concatenate([old, old[..., :3]], axis=-1)
@@ -150,7 +150,7 @@ def test_copies_are_old_units_in_turn_with_a_little_noise():
 def test_copies_of_a_layer_are_the_layer_below_with_a_little_noise():
     plan = growth.layer_addition(2, position=1)(ARCHITECTURES["llama"])
     parameters, old = source("llama")
-    grown = growth.expand(parameters, plan, key=KEY, free="copy")
+    grown = growth.expand(parameters, plan, key=KEY, init="copy")
     kernels = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"])
     deviation = parameters["layers_0"]["mlp"]["up"]["kernel"].std()
     for new in (1, 2):
@@ -229,11 +229,11 @@ def test_on_a_mesh_of_eight_devices(free):
     with jax.enable_x64(False):
         parameters = random_parameters(architecture, dtype=np.float32)
         key = jax.random.key(0)
-        plain = growth.expand(parameters, plan, key=key, free=free)
+        plain = growth.expand(parameters, plan, key=key, init=free)
         sharded = jax.device_put(parameters, shardings(architecture))
 
         def expand(tree, key):
-            return growth.expand(tree, plan, key=key, free=free)
+            return growth.expand(tree, plan, key=key, init=free)
 
         grown = jax.jit(expand, out_shardings=shardings(plan.target))(sharded, key)
 
@@ -279,7 +279,7 @@ def test_arguments_that_are_missing_or_wrong_are_named():
     with pytest.raises(ValueError, match="key is needed"):
         growth.expand(parameters, plan)
     with pytest.raises(ValueError, match="key is needed"):
-        growth.expand(parameters, plan, free="copy")
+        growth.expand(parameters, plan, init="copy")
     with pytest.raises(ValueError, match="fresh is 'zeros'"):
         growth.expand(parameters, plan, key=KEY, fresh="zeros")
     blueprint = growth.models.blueprint(plan.source)

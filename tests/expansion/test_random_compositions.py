@@ -109,7 +109,7 @@ def source(architecture):
 def expanded(parameters, plan, free):
     if free == "tree":
         return growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
-    return growth.expand(parameters, plan, key=KEY, free=free)
+    return growth.expand(parameters, plan, key=KEY, init=free)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

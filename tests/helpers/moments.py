@@ -65,7 +65,12 @@ def accumulated(tx, name, grown=False, **more):
 
 def expanded(tx, state, name, **options):
     return growth.expand_optimizer_state(
-        tx, state, plan_of(name), parameters(name), grown_parameters(name), **options
+        state,
+        plan_of(name),
+        tx=tx,
+        params=parameters(name),
+        grown=grown_parameters(name),
+        **options,
     )
 
 

@@ -56,7 +56,7 @@ def small_config(files):
             num_heads=4,
             qk_dim=8,
             v_dim=6,
-            free={"head_addition": "copy", "heads_expansion": "gradmax:3"},
+            init={"head_addition": "copy", "heads_expansion": "gradmax:3"},
             moments="probe",
         ),
     )

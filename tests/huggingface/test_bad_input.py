@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 
 from growth.errors import InputError
-from growth.files import staged
+from growth.files import atomic_directory
 from growth.huggingface import expand_checkpoint, tensors
 from tests.helpers.small_models import make
 
@@ -163,8 +163,8 @@ def test_no_checkpoint(tmp_path):
         (dict(num_layers=3, layer_positions=[3]), "layers can be inserted at 0 to 2 of 2 layers"),
         (dict(layer_positions=[0]), "num_layers is not given"),
         (dict(head_dim=900), "ends at 3.4e[+]38: head_dim must stay smaller|no float can hold"),
-        (dict(mlp_dim=30, free="gradmax"), "for a checkpoint it is 'fresh', 'copy'"),
-        (dict(mlp_dim=30, free="zeros"), "zeros are refused"),
+        (dict(mlp_dim=30, init="gradmax"), "for a checkpoint it is 'fresh', 'copy'"),
+        (dict(mlp_dim=30, init="zeros"), "zeros are refused"),
         (dict(mlp_dim=30, seed=-1), "seed is -1, but it must be at least 0"),
         (dict(mlp_dim=30, dtype="int8"), "dtype is 'int8', but it must be one of float64"),
         (dict(mlp_dim=30, max_shard_size="5XB"), "max_shard_size is '5XB', but it must be bytes"),
@@ -210,7 +210,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path):
     """The device that is always full gives the error that a full disk gives."""
     with (
         pytest.raises(InputError, match=r"the disk of .* is full"),
-        staged(tmp_path / "output", 1),
+        atomic_directory(tmp_path / "output", 1),
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"a")
@@ -233,10 +233,10 @@ def test_a_small_disk(single, tmp_path):
 
 
 def test_two_processes_that_write_the_same_output(tmp_path):
-    with staged(tmp_path / "output", 1) as directory:
+    with atomic_directory(tmp_path / "output", 1) as directory:
         with (
             pytest.raises(InputError, match="another process is writing to"),
-            staged(tmp_path / "output", 1),
+            atomic_directory(tmp_path / "output", 1),
         ):
             pass
         (directory / "file").write_text("kept")
@@ -247,7 +247,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     left = tmp_path / "output.partial"
     (left / "float64").mkdir(parents=True)
     (left / "float64" / "model.safetensors").write_text("half")
-    with staged(tmp_path / "output", 1) as directory:
+    with atomic_directory(tmp_path / "output", 1) as directory:
         assert [path.name for path in directory.iterdir()] == [".lock"]
     assert not left.exists()
 

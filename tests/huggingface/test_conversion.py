@@ -84,7 +84,7 @@ def test_a_model_that_grew_in_training_is_saved(tmp_path):
     architecture, params = huggingface.load(directory)
     short = architecture.replace(max_length=16)  # on which no parameter depends
     plan = growth.grow_to(mlp_dim=30, num_layers=3, qk_dim=12, v_dim=12)(short)
-    grown = growth.expand(params, plan, jax.random.key(0))
+    grown = growth.expand(params, plan, key=jax.random.key(0))
     huggingface.save(tmp_path / "grown", plan.target, grown, like=directory, max_shard_size="10KB")
     assert len(list((tmp_path / "grown").glob("*.safetensors"))) > 2
     old, new = (logits(d, torch.float32) for d in (directory, tmp_path / "grown"))
@@ -97,7 +97,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     directory = make("gpt2", tmp_path / "source", torch.float32)
     architecture, params = huggingface.load(directory)
     plan = growth.attention_expansion(12)(architecture)
-    grown = growth.expand(params, plan, jax.random.key(0))
+    grown = growth.expand(params, plan, key=jax.random.key(0))
     output = tmp_path / "output"
     with pytest.raises(growth.GrowthError, match="embed_dim / num_heads"):
         huggingface.save(output, plan.target, grown, like=directory)

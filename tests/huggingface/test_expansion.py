@@ -42,7 +42,7 @@ def test_several_files_and_every_dtype(kept, code, tmp_path):
         tmp_path / "source",
         tmp_path / "grown",
         max_shard_size="30KB",
-        free={"layer_addition": "copy"},
+        init={"layer_addition": "copy"},
         progress=lambda done, total, name: seen.append((done, total, name)),
         **ALL,
     )
@@ -97,7 +97,7 @@ def test_tokenizer_and_generation_files_are_carried_over(tmp_path):
 
 def test_the_card_says_what_was_done(tmp_path):
     make("llama", tmp_path / "source")
-    expand_checkpoint(tmp_path / "source", tmp_path / "grown", free="copy", seed=7, **ALL)
+    expand_checkpoint(tmp_path / "source", tmp_path / "grown", init="copy", seed=7, **ALL)
     card = (tmp_path / "grown" / "README.md").read_text()
     for said in (
         "| embed_dim | 24 | 36 |",

@@ -65,7 +65,7 @@ def test_fresh_values_are_those_of_the_models_initializer(tmp_path):
 
 def test_copies_are_near_what_they_copy_and_not_equal(tmp_path):
     make("llama", tmp_path / "source")
-    expansion = plan_expansion(tmp_path / "source", mlp_dim=50, free="copy:10")
+    expansion = plan_expansion(tmp_path / "source", mlp_dim=50, init="copy:10")
     name = "model.layers.1.mlp.gate_proj.weight"
     old, new = expansion.source.read(name), expansion.grow(name)
     np.testing.assert_array_equal(new[:20], old)
@@ -78,7 +78,7 @@ def test_copies_are_near_what_they_copy_and_not_equal(tmp_path):
 def test_a_mapping_says_it_for_each_transformation(tmp_path):
     make("llama", tmp_path / "source")
     sizes = dict(mlp_dim=40, num_layers=3, layer_positions=[2])
-    expansion = plan_expansion(tmp_path / "source", **sizes, free={"layer_addition": "copy:100"})
+    expansion = plan_expansion(tmp_path / "source", **sizes, init={"layer_addition": "copy:100"})
     query = "model.layers.{}.self_attn.q_proj.weight"
     old = expansion.source.read(query.format(1))
     new = expansion.grow(query.format(2))

@@ -94,7 +94,7 @@ def test_new_entries_are_corrected_by_their_own_age():
         wanted, plain = update_plain(given, plain)
         networks.assert_same_trees(updates, wanted)
 
-    large = growth.expand(small, plan, KEY)
+    large = growth.expand(small, plan, key=KEY)
     carry = functools.partial(growth.expand_optimizer_state, plan=plan, params=small, grown=large)
     state, plain = carry(tx, state), carry(adam, plain)
     young = adam.init(large)

@@ -65,7 +65,7 @@ def test_a_grown_state_is_like_one_that_begins(name, optimizer):
     tx, _ = optimizers.make(optimizer)
     plan = plan_of(name)
     grown = jax.eval_shape(
-        lambda p, g: growth.expand_optimizer_state(tx, tx.init(p), plan, p, g),
+        lambda p, g: growth.expand_optimizer_state(tx.init(p), plan, tx=tx, params=p, grown=g),
         parameters(name),
         grown_parameters(name),
     )
@@ -94,8 +94,10 @@ def test_what_is_valued_like_parameters_gets_their_values(free):
     plan = growth.compose(growth.mlp_expansion(9), growth.layer_addition(1))(ARCHITECTURES["paper"])
     tx = contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
     weights = parameters("paper")
-    larger = growth.expand(weights, plan, KEY, free=free)
-    grown = growth.expand_optimizer_state(tx, tx.init(weights), plan, weights, larger)
+    larger = growth.expand(weights, plan, key=KEY, init=free)
+    grown = growth.expand_optimizer_state(
+        tx.init(weights), plan, tx=tx, params=weights, grown=larger
+    )
     networks.assert_same_trees(grown.z, larger)
 
 
@@ -130,7 +132,7 @@ def test_lookahead_grows_with_its_slow_parameters():
     fast = grown_parameters("paper")
     grown = optax.LookaheadParams(fast, growth.expand(params.slow, plan, fresh=fast))
     networks.assert_same_trees(grown.slow, fast)
-    larger = growth.expand_optimizer_state(tx, state, plan, params, grown)
+    larger = growth.expand_optimizer_state(state, plan, tx=tx, params=params, grown=grown)
     truth = expanded(optax.trace(0.9), optax.TraceState(some), "paper").trace
     networks.assert_same_trees(larger.fast_state[0].trace, truth)
     assert larger.steps_since_sync == state.steps_since_sync

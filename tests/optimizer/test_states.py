@@ -103,7 +103,7 @@ def test_one_step_after_growth_on_a_mesh(optimizer):
     state = jax.device_put(tx.init(weights), of_state(tx))
     _, state = update(gradient, state, weights)
     grow = jax.jit(
-        lambda s, p, g: growth.expand_optimizer_state(tx, s, MESHED, p, g),
+        lambda s, p, g: growth.expand_optimizer_state(s, MESHED, tx=tx, params=p, grown=g),
         out_shardings=of_grown(tx),
     )
     grown = grow(state, weights, larger)
@@ -124,8 +124,10 @@ def test_training_goes_on_after_growth():
 
     @jax.jit
     def grow(state, key):
-        weights = growth.expand(state.params, plan, key)
-        moments = growth.expand_optimizer_state(tx, state.opt_state, plan, state.params, weights)
+        weights = growth.expand(state.params, plan, key=key)
+        moments = growth.expand_optimizer_state(
+            state.opt_state, plan, tx=tx, params=state.params, grown=weights
+        )
         return TrainState(state.step, weights, moments)
 
     batch = random_batches((4,), seed=2)
@@ -280,9 +282,9 @@ def test_what_is_shaped_like_parameters_and_said_to_be_kept_is_refused():
     try:
         growth.register_optimizer_state(Kept, {"steps": "keep", "average": "keep"})
         plan, small = growth.mlp_expansion(9)(ARCHITECTURES["paper"]), parameters("paper")
-        large = growth.expand(small, plan, KEY)
+        large = growth.expand(small, plan, key=KEY)
         with pytest.raises(growth.OptimizerStateError, match=r"growth cannot carry .*\.average"):
-            growth.expand_optimizer_state(tx, tx.init(small), plan, small, large)
+            growth.expand_optimizer_state(tx.init(small), plan, tx=tx, params=small, grown=large)
     finally:
         FIELDS.pop(Kept, None)
 

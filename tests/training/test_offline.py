@@ -115,7 +115,7 @@ def test_a_run_without_growth_grows(run, tmp_path):
 
 
 def test_moments_and_free_values_are_chosen(run, tmp_path):
-    plan = plan_run(run, dict(mlp_dim=30, free="copy", moments="mean"), step=10)
+    plan = plan_run(run, dict(mlp_dim=30, init="copy", moments="mean"), step=10)
     expand_run(plan, tmp_path / "mean", seed=5)
     expand_run(plan, tmp_path / "other", seed=6)
     mean, other = (runs.arrays(tmp_path / name, 10) for name in ("mean", "other"))
@@ -149,8 +149,8 @@ def test_what_cannot_be_is_refused(run, tmp_path):
         plan_run(run, dict(mlp_dim=24))
     with pytest.raises(CheckpointError, match="there is no checkpoint at step 11"):
         plan_run(run, dict(mlp_dim=30), step=11)
-    with pytest.raises(InputError, match="free says gradmax, but that needs a batch"):
-        plan_run(run, dict(mlp_dim=30, free="gradmax"))
+    with pytest.raises(InputError, match="init says gradmax, but that needs a batch"):
+        plan_run(run, dict(mlp_dim=30, init="gradmax"))
     with pytest.raises(InputError, match="moments is 'probe', which needs a batch"):
         plan_run(run, dict(mlp_dim=30, moments="probe"))
     (tmp_path / "there").mkdir()

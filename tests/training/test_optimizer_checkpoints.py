@@ -47,7 +47,9 @@ def test_a_state_goes_through_a_checkpoint_before_and_after_growth(optimizer, tm
 
     def grow(state):
         larger = growth.expand(state.params, plan, fresh=fresh)
-        moments = growth.expand_optimizer_state(tx, state.opt_state, plan, state.params, larger)
+        moments = growth.expand_optimizer_state(
+            state.opt_state, plan, tx=tx, params=state.params, grown=larger
+        )
         return TrainState(state.step, larger, moments)
 
     before = jax.tree.map(jnp.asarray, TrainState(jnp.int32(3), params, opt_state))

@@ -96,8 +96,8 @@ def test_a_schedule_may_come_from_json():
             [dict(step=3, vocab_size=32)],
             r"'vocab_size' is nothing that a growth step has; it may have step, free, moments, ",
         ),
-        ([dict(step=3, embed_dim=12, free="zeros")], r"growth\[0\].* zeros are refused"),
-        ([dict(step=3, embed_dim=12, free={"mlp": "copy"})], r"growth\[0\].* free names 'mlp'"),
+        ([dict(step=3, embed_dim=12, init="zeros")], r"growth\[0\].* zeros are refused"),
+        ([dict(step=3, embed_dim=12, init={"mlp": "copy"})], r"growth\[0\].* init names 'mlp'"),
         ([7], r"growth\[0\] .* is 7, but it must be a mapping"),
     ],
 )
@@ -141,9 +141,9 @@ def test_flops_are_those_of_the_architecture_that_is_trained():
 
 
 def test_a_stage_says_what_its_new_entries_are():
-    run = stages(SMALL, [dict(step=3, embed_dim=12), dict(step=5, mlp_dim=32, free="copy:4")], 20)
-    assert [stage.free for stage in run] == [
+    run = stages(SMALL, [dict(step=3, embed_dim=12), dict(step=5, mlp_dim=32, init="copy:4")], 20)
+    assert [stage.init for stage in run] == [
         initialization.FRESH,
         initialization.FRESH,
-        initialization.Choice(initialization.Copy(4.0)),
+        initialization.InitPolicy(initialization.Copy(4.0)),
     ]
