@@ -39,10 +39,17 @@ class ExtraParts:
       experts: the experts of each layer; None where a layer has one MLP.
       word_dim: the width of embeddings, where it is not that of the residual stream: one matrix
         takes embeddings to the stream, and another what the stream ends with back to them.
+
+    Raises:
+      ArchitectureError: a field is out of range; the message names it.
     """
 
     experts: Experts | None = None
     word_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.word_dim is not None:
+            positive_int("word_dim", self.word_dim)
 
 
 NO_EXTRA_PARTS = ExtraParts()
@@ -90,9 +97,9 @@ def forward_flops_per_token(
     """Floating point operations of a forward pass per token, attention included.
 
     A multiply-add counts as two: 2 per weight of a matrix, and 2·length·num_heads·(qk_dim + v_dim)
-    per layer for attention, counted over the whole square as dense attention computes it. Of several
-    experts those count that a token sees. Norms, activations and embedding look-ups are left out, as
-    is usual.
+    per layer for attention, counted over the whole square as dense attention computes it. Of
+    several experts those count that a token sees. Norms, activations and embedding look-ups are
+    left out, as is usual.
 
     Args:
       architecture: the architecture.

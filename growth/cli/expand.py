@@ -19,11 +19,10 @@ from rich.table import Table
 
 from growth.cli import errors
 from growth.errors import InputError
-from growth.huggingface import card, plan_expansion
-from growth.huggingface.expand import run
-from growth.huggingface.expansion import Expansion
-from growth.huggingface.verification import why_unverifiable
-from growth.huggingface.writing import estimated_seconds
+from growth.huggingface import CheckpointExpansion, execute_expansion, plan_expansion
+from growth.huggingface.expansion.model_card import comparison
+from growth.huggingface.expansion.verification import unmet_requirement
+from growth.huggingface.expansion.writing import estimated_seconds
 from growth.rules.growth_plan import GrowthPlan
 from growth.training.offline import expand_run, is_run, plan_run
 
@@ -85,7 +84,7 @@ def _expand_checkpoint(sizes: dict[str, Any]) -> None:
         max_shard_size=_SHARD.value,
         **sizes,
     )
-    _show(card.table(expansion), expansion.plan)
+    _show(comparison(expansion), expansion.plan)
     if _PLAN_ONLY.value:
         seconds = estimated_seconds(expansion)
         print(f"about {seconds:,.0f} s on this machine, if its disk keeps up; nothing is written")
@@ -93,7 +92,7 @@ def _expand_checkpoint(sizes: dict[str, Any]) -> None:
     assert _OUTPUT.value is not None
     with _progress() as bar:
         task = bar.add_task("grow", total=expansion.bytes, what="")
-        verified = run(
+        verified = execute_expansion(
             expansion,
             _OUTPUT.value,
             verify=_VERIFY.value,
@@ -126,11 +125,11 @@ def _expand_run(sizes: dict[str, Any]) -> None:
     print(f"written: {_OUTPUT.value}; its config.py trains it on from step {expansion.step:,}")
 
 
-def _why_not(expansion: Expansion, output: Path) -> str:
+def _why_not(expansion: CheckpointExpansion, output: Path) -> str:
     if _VERIFY.value is False:
         return "--noverify"
     return (
-        why_unverifiable(expansion, output.absolute().parent)
+        unmet_requirement(expansion, output.absolute().parent)
         or "nothing kept it from being verified"
     )
 

@@ -1,7 +1,6 @@
-"""A checkpoint of Hugging Face: a directory of `config.json`, safetensors files and others."""
+"""A checkpoint of Hugging Face, opened: its config is read, and its tensors are what it says."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +10,16 @@ import numpy as np
 
 from growth.architecture import Architecture
 from growth.blueprints.parameters import Parameter
-from growth.errors import InputError
-from growth.huggingface import rotary, tensors
+from growth.huggingface.checkpoint_files import CONFIG, locate_tensors, read_json
+from growth.huggingface.config_map import limits_of, read_config
 from growth.huggingface.families import family_of
-from growth.huggingface.family import Family
-from growth.huggingface.tensors import INDEX, SINGLE, CheckpointFileError, Spec, Stored
+from growth.huggingface.family import Family, Limits
+from growth.huggingface.tensor_files import DTYPES, CheckpointFileError, StoredTensor, TensorSpec
 from growth.models import blueprint
 
 # Files that hold numbers in other formats, or that a larger model has not.
-_NOT_CARRIED = re.compile(
-    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|index\.json)|config\.json"
+_NOT_CARRIED_OVER = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|index\.json)|config\.json|README\.md"
 )
 
 
@@ -42,38 +41,33 @@ class Checkpoint:
     config: dict[str, Any]
     family: Family
     architecture: Architecture
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     parameters: dict[str, Parameter]
     is_base: bool
 
     @property
-    def limits(self) -> dict[str, str]:
-        """What cannot grow and why; see `Family.limits`."""
-        unusual = rotary.limits(self.config) if self.family.rope is not None else {}
-        return {**unusual, **self.family.limits({**self.family.defaults, **self.config})}
+    def limits(self) -> Limits:
+        """What cannot be done with it, and why."""
+        return limits_of(self.config, self.family)
 
-    def stored(self, name: str) -> str:
+    def name_in_files(self, name: str) -> str:
         """The name in the files of a tensor of the family's table."""
         is_within = name.startswith(self.family.prefix)
         return name.removeprefix(self.family.prefix) if self.is_base and is_within else name
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, by its name in the family's table."""
-        return self.tensors[self.stored(name)].read()
+        return self.tensors[self.name_in_files(name)].read()
 
-    def spec(self, name: str) -> Spec:
+    def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of a tensor, by its name in the family's table."""
-        return self.tensors[self.stored(name)].spec
+        return self.tensors[self.name_in_files(name)].spec
 
     @property
-    def carried(self) -> list[Path]:
+    def companion_files(self) -> list[Path]:
         """Files that belong to the larger model as they are: tokenizer, generation config, ..."""
-        names = sorted(p for p in self.directory.iterdir() if p.is_file())
-        return [
-            path
-            for path in names
-            if not _NOT_CARRIED.fullmatch(path.name) and path.name != "README.md"
-        ]
+        paths = sorted(path for path in self.directory.iterdir() if path.is_file())
+        return [path for path in paths if not _NOT_CARRIED_OVER.fullmatch(path.name)]
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -85,101 +79,68 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         cannot be grown.
       BlueprintError: a tensor is unknown, or its shape is not what the config says.
     """
-    config = read_json(directory, "config.json")
+    config = read_json(directory, CONFIG)
     family = family_of(config)
-    architecture = family.architecture(config)
-    found = _tensors(directory)
-    left_out = {name for name in found if re.fullmatch(family.buffers, name)}
+    architecture = read_config(config, family)
+    tensors = locate_tensors(directory)
+    left_out = {name for name in tensors if re.fullmatch(family.buffers, name)}
     if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
-        left_out |= {name for name in found if name in _output_layers(family)}
-    found = {name: tensor for name, tensor in found.items() if name not in left_out}
-    for name, tensor in found.items():
-        if tensor.spec.dtype not in tensors.DTYPES:
-            raise CheckpointFileError(
-                f"{name} in {tensor.path.name} has dtype {tensor.spec.dtype}, but what can be "
-                f"grown is {', '.join(tensors.DTYPES)}"
-            )
-    is_base = not any(name.startswith(family.prefix) for name in found)
-    shapes = {_with_prefix(name, family, is_base): at.spec for name, at in found.items()}
-    parameters = family.blueprint.parameters(shapes, architecture)
-    _check_kinds(family, architecture, parameters)
-    _check_vocabulary(shapes, parameters, architecture)
-    return Checkpoint(directory, config, family, architecture, found, parameters, is_base)
+        left_out |= {name for name in tensors if name in _output_layers(family)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    _check_dtypes(tensors)
+    is_base = not any(name.startswith(family.prefix) for name in tensors)
+    specs = {_name_in_table(name, family, is_base): t.spec for name, t in tensors.items()}
+    parameters = family.blueprint.parameters(specs, architecture)
+    _check_kinds(parameters, family, architecture)
+    _check_vocabulary(parameters, specs, architecture)
+    return Checkpoint(directory, config, family, architecture, tensors, parameters, is_base)
 
 
-def _with_prefix(name: str, family: Family, is_base: bool) -> str:
+def _name_in_table(name: str, family: Family, is_base: bool) -> str:
     return family.prefix + name if is_base and name not in _output_layers(family) else name
 
 
 def _output_layers(family: Family) -> set[str]:
-    return {t.path for t in family.tensors if t.reference == ("unembed/kernel",)}
+    return {rule.path for rule in family.tensors if rule.reference == ("unembed/kernel",)}
+
+
+def _check_dtypes(tensors: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.spec.dtype not in DTYPES:
+            raise CheckpointFileError(
+                f"{name} in {tensor.path.name} has dtype {tensor.spec.dtype}, but what can be "
+                f"grown is {', '.join(DTYPES)}"
+            )
 
 
 def _check_kinds(
-    family: Family, architecture: Architecture, parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, Parameter], family: Family, architecture: Architecture
 ) -> None:
     """Refuses a checkpoint that lacks a kind of tensor, or has one that its config does not say.
 
     The reference model, which is built from the architecture, knows which there are.
     """
-    there = {path for path, _, _ in blueprint(architecture).rules}
+    in_reference = {path for path, _, _ in blueprint(architecture).rules}
     kinds = {parameter.rule.path for parameter in parameters.values()}
-    for tensor in family.tensors:
-        is_said = there.issuperset(tensor.reference)
-        if tensor.path not in kinds and is_said:
-            raise CheckpointFileError(f"no tensor of the checkpoint is {tensor.path}")
-        if tensor.path in kinds and not is_said:
+    for rule in family.tensors:
+        is_said = in_reference.issuperset(rule.reference)
+        if rule.path not in kinds and is_said:
+            raise CheckpointFileError(f"no tensor of the checkpoint is {rule.path}")
+        if rule.path in kinds and not is_said:
             raise CheckpointFileError(
-                f"the checkpoint has {tensor.path}, but by its config the model has not"
+                f"the checkpoint has {rule.path}, but by its config the model has not"
             )
 
 
 def _check_vocabulary(
-    shapes: Mapping[str, Spec], parameters: Mapping[str, Parameter], architecture: Architecture
+    parameters: Mapping[str, Parameter],
+    specs: Mapping[str, TensorSpec],
+    architecture: Architecture,
 ) -> None:
     for name, parameter in parameters.items():
-        for size, axes in zip(shapes[name].shape, parameter.rule.dims, strict=True):
+        for size, axes in zip(specs[name].shape, parameter.rule.dims, strict=True):
             if axes == ("vocab",) and size != architecture.vocab_size:
                 raise CheckpointFileError(
                     f"{name} has {size} rows, but config.json says a vocabulary of "
                     f"{architecture.vocab_size}"
                 )
-
-
-def _tensors(directory: Path) -> dict[str, Stored]:
-    """Where each tensor is; reads the headers of the files."""
-    if (directory / INDEX).is_file():
-        found = read_json(directory, INDEX).get("weight_map")
-        if not isinstance(found, dict) or not found:
-            raise CheckpointFileError(f"{directory / INDEX} has no weight_map")
-        files = {name: directory / file for name, file in found.items()}
-        for path in dict.fromkeys(files.values()):
-            if not path.is_file():
-                raise CheckpointFileError(f"{INDEX} names {path.name}, but {path} is not there")
-        held = {path: tensors.stored(path) for path in dict.fromkeys(files.values())}
-        for name, path in files.items():
-            if name not in held[path]:
-                raise CheckpointFileError(
-                    f"{INDEX} says that {path.name} has {name}, but it has not"
-                )
-        return {name: held[path][name] for name, path in files.items()}
-    path = directory / SINGLE
-    if not path.is_file():
-        others = [p.name for p in directory.glob("*.bin")]
-        hint = f"; {others[0]} must be converted to safetensors first" if others else ""
-        raise CheckpointFileError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
-    return tensors.stored(path)
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """What one of the files of a checkpoint says."""
-    path = directory / name
-    if not path.is_file():
-        raise InputError(f"{directory} is no checkpoint: it has no {name}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointFileError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointFileError(f"{path} is not a JSON object")
-    return found

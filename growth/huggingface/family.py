@@ -1,22 +1,21 @@
-"""`Family`: how a family of Hugging Face models maps to growth, as data.
+"""`Family`: what the models of a family of Hugging Face have in common, as data.
 
 A family is a table of tensors, with the role and the axes of each and where the reference model has
-the same numbers, and a map between `config.json` and `Architecture`. What a family's config cannot
-say is not listed anywhere: a grown config is read back, and must say what was meant.
+the same numbers, and what its `config.json` calls the fields of an `Architecture`.
+`growth.huggingface.config_map` reads and writes configs by it.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from growth.architecture import Architecture
+from growth.architecture.cost import NO_EXTRA_PARTS, ExtraParts
 from growth.blueprints.blueprint import Blueprint
 from growth.errors import InputError
-from growth.huggingface import rotary, tied
-from growth.rules.growth_plan import GrowthError
+from growth.huggingface.rotary_config import USUAL_ROTARY_NAMES, RotaryNames
 
+# What `config.json` says.
 Config = Mapping[str, Any]
 
 
@@ -25,7 +24,7 @@ class FamilyError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class TensorRule:
     """A tensor, or one for each layer, expert, ...
 
     Attributes:
@@ -44,6 +43,20 @@ class Tensor:
     skipped: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What cannot be done with a model, and why.
+
+    Attributes:
+      growth: why a size cannot grow exactly, by the field of `Architecture`.
+      reference_model: why the reference model does not compute what this model does; None if it
+        does.
+    """
+
+    growth: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reference_model: str | None = None
+
+
 # The fields of an architecture that are numbers of the config, and their usual names there.
 USUAL_NAMES = dict(
     vocab_size="vocab_size",
@@ -58,8 +71,12 @@ USUAL_NAMES = dict(
 )
 
 
-def _no_limits(config: Config) -> dict[str, str]:
-    return {}
+def _no_limits(config: Config) -> Limits:
+    return Limits()
+
+
+def _no_extra_parts(config: Config) -> ExtraParts:
+    return NO_EXTRA_PARTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,40 +85,41 @@ class Family:
 
     Attributes:
       model_type: its name in `config.json`.
-      kind: the class of its models in transformers.
+      model_class: the class of its models in transformers.
       tensors: all tensors that its models may have.
       fields: the fields of an architecture that a config implies, apart from sizes and rotary
-        positions. It is given a config in which defaults are filled in.
-      names: the config's names of sizes and epsilon, by the field's. Where there is none, a head is
-        embed_dim / num_heads wide, every head has its own keys, epsilon is one of `fields`.
+        positions. Like all functions here it is given a config in which defaults are filled in.
+      config_names: the config's names of sizes and epsilon, by the field's. Where there is none, a
+        head is embed_dim / num_heads wide, every head has its own keys, epsilon is one of `fields`.
       defaults: what a config says that does not say it.
-      rope: how the config says rotary positions; None where there are none.
-      repeats: names of the config that say what another one says, where they do.
-      layer_types: whether a config may list the attention of each layer.
-      heads_divide: whether transformers refuses an embed_dim that is no multiple of num_heads.
+      rotary_names: how the config says rotary positions; None where there are none.
+      repeated_names: names of the config that say what another one says, where they do.
+      lists_layer_types: whether a config may list the attention of each layer.
+      heads_must_divide: whether transformers refuses an embed_dim that is no multiple of num_heads.
       variant: the family of a given config, where models of one type have tables that differ.
-      limits: what cannot grow in a model of a given config, as (field, reason). The field
-        "reference" means that the reference model does not compute it.
+      limits: what cannot be done with a model of a given config, apart from its rotary positions.
+      extra_parts: what a model of a given config has besides its architecture, for what it costs.
       prefix: what the names of tensors begin with, unless the base model was saved alone.
       buffers: a pattern of tensors that are no parameters, and are computed anew by transformers.
-      deviation: the config's name for the standard deviation of the initializer.
+      init_std_name: the config's name for the standard deviation of the initializer.
     """
 
     model_type: str
-    kind: str
-    tensors: tuple[Tensor, ...]
+    model_class: str
+    tensors: tuple[TensorRule, ...]
     fields: Callable[[Config], dict[str, Any]]
-    names: Mapping[str, str] = dataclasses.field(default_factory=lambda: USUAL_NAMES)
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rope: rotary.Names | None = rotary.USUAL
-    repeats: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    layer_types: bool = False
-    heads_divide: bool = False
+    config_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: USUAL_NAMES)
+    defaults: Config = dataclasses.field(default_factory=dict)
+    rotary_names: RotaryNames | None = USUAL_ROTARY_NAMES
+    repeated_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lists_layer_types: bool = False
+    heads_must_divide: bool = False
     variant: Callable[[Config], "Family"] | None = None
-    limits: Callable[[Config], Mapping[str, str]] = _no_limits
+    limits: Callable[[Config], Limits] = _no_limits
+    extra_parts: Callable[[Config], ExtraParts] = _no_extra_parts
     prefix: str = "model."
     buffers: str = r".*rotary_emb\.inv_freq"
-    deviation: str = "initializer_range"
+    init_std_name: str = "initializer_range"
 
     @functools.cached_property
     def blueprint(self) -> Blueprint:
@@ -111,125 +129,4 @@ class Family:
     @property
     def heads_are_tied(self) -> bool:
         """Whether a head is always embed_dim / num_heads wide."""
-        return "head_dim" not in self.names
-
-    def architecture(self, config: Config) -> Architecture:
-        """The architecture that a config says.
-
-        Raises:
-          FamilyError: a field is missing, or says what growth does not know.
-          ArchitectureError: a field is out of range.
-        """
-        config = {**self.defaults, **config}
-        try:
-            sizes = self._sizes(config)
-            if self.rope is not None:
-                sizes |= rotary.fields(config, self.rope, sizes["qk_dim"])
-            return Architecture(**sizes | self.fields(config))
-        except KeyError as error:
-            raise FamilyError(f"config.json has no {error.args[0]!r}") from error
-
-    def grown_config(self, config: Config, target: Architecture) -> dict[str, Any]:
-        """The config of a larger model.
-
-        Args:
-          config: that of the smaller one.
-          target: what the larger one is.
-
-        Raises:
-          GrowthError: a config of this family cannot say that; with the nearest ones that it can.
-        """
-        source, shape = self.architecture(config), target.layers[0]
-        # What is not said follows from other sizes. It must be said where it does not any more.
-        follows: dict[str, Any] = dict(
-            num_kv_heads=shape.num_heads, head_dim=target.embed_dim / shape.num_heads
-        )
-        if target.embed_dim == source.embed_dim:
-            follows["mlp_dim"] = source.mlp_dim
-        grown = dict(config)
-        for field, name in self.names.items():
-            size = "qk_dim" if field == "head_dim" else field
-            is_said = config.get(name) is not None
-            before = getattr(source, size) if is_said else follows.get(field)
-            if getattr(target, size) != before:
-                grown[name] = getattr(target, size)
-        for name, other in self.repeats.items():
-            if name in config and config[name] == config.get(other):
-                grown[name] = grown[other]
-        if self.rope is not None and shape.qk_dim != source.layers[0].qk_dim:
-            grown = rotary.written(grown, self.rope, target)
-        if self.layer_types and target.num_layers != source.num_layers:
-            grown["layer_types"] = _layer_types(target)
-        self._read_back(grown, target)
-        return grown
-
-    def new_config(self, architecture: Architecture, said: Config) -> dict[str, Any]:
-        """The config of a model that was never of Hugging Face.
-
-        Args:
-          architecture: what the model is.
-          said: what it says besides sizes, positions and the defaults.
-
-        Raises:
-          GrowthError: a config of this family cannot say that.
-        """
-        shape = architecture.layers[0]
-        config = dict(self.defaults) | dict(model_type=self.model_type, architectures=[self.kind])
-        config |= dict(tie_word_embeddings=architecture.tied_embeddings) | dict(said)
-        for field, name in self.names.items():
-            value = shape.qk_dim if field == "head_dim" else getattr(architecture, field)
-            config[name] = value
-        if self.rope is not None:
-            config[self.rope.theta] = shape.rope_theta
-            if self.rope.fraction is not None:
-                turned = architecture.rotary_dim or shape.qk_dim
-                config[self.rope.fraction] = rotary.fraction(turned, shape.qk_dim)
-        if "sliding_window" in self.defaults:
-            windows = [layer.window for layer in architecture.layers if layer.window]
-            config["sliding_window"] = max(windows, default=None)
-        if self.layer_types:
-            config["layer_types"] = _layer_types(architecture)
-        self._read_back(config, architecture)
-        return config
-
-    def _sizes(self, config: Config) -> dict[str, Any]:
-        sizes: dict[str, Any] = {field: config.get(name) for field, name in self.names.items()}
-        for field in ("vocab_size", "max_length", "embed_dim", "num_layers", "num_heads"):
-            sizes[field] = config[self.names[field]]
-        head_dim = sizes.pop("head_dim", None)
-        if not head_dim:
-            head_dim = tied.head_dim(self.model_type, sizes["embed_dim"], sizes["num_heads"])
-        sizes |= dict(qk_dim=head_dim, v_dim=head_dim)
-        if "norm_eps" in self.names:
-            sizes["norm_eps"] = config[self.names["norm_eps"]]
-        if sizes["mlp_dim"] is None:
-            del sizes["mlp_dim"]  # then it is one of the fields
-        return sizes
-
-    def _read_back(self, grown: Config, target: Architecture) -> None:
-        """Refuses a target that a grown config does not say."""
-        if self.heads_are_tied:
-            tied.check(self.model_type, target)
-        elif self.heads_divide:
-            tied.check_divides(self.model_type, target)
-        said = self.architecture(grown)
-        for field in dataclasses.fields(Architecture):
-            wanted, found = getattr(target, field.name), getattr(said, field.name)
-            if wanted == found or (field.name == "rope_theta" and _close(wanted, found)):
-                continue
-            reason = "the config has no field for it"
-            if field.name == "v_dim":
-                reason = "queries, keys and values of a head have one width: give head_dim"
-            raise GrowthError(
-                f"{field.name} would have to be {wanted}, but a config of {self.model_type} would "
-                f"say {found}: {reason}"
-            )
-
-
-def _layer_types(architecture: Architecture) -> list[str]:
-    windows = [layer.window for layer in architecture.layers]
-    return ["full_attention" if w is None else "sliding_attention" for w in windows]
-
-
-def _close(a: Any, b: Any) -> bool:
-    return not isinstance(a, tuple) and not isinstance(b, tuple) and math.isclose(a, b)
+        return "head_dim" not in self.config_names

@@ -13,7 +13,7 @@ import torch
 
 from growth.errors import InputError
 from growth.files import atomic_directory
-from growth.huggingface import expand_checkpoint, tensors
+from growth.huggingface import expand_checkpoint, tensor_files
 from tests.helpers.small_models import make
 
 
@@ -256,7 +256,7 @@ def test_an_error_while_a_file_is_written_leaves_nothing(single, monkeypatch):
     def failing(writer, array):
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr(tensors.Writer, "write", failing)
+    monkeypatch.setattr(tensor_files.TensorFileWriter, "write", failing)
     with pytest.raises(OSError, match="the disk is broken"):
         expand_checkpoint(single, single.parent / "output", verify=False, mlp_dim=30)
     assert not list(single.parent.glob("output*"))

@@ -36,7 +36,7 @@ def test_the_reference_model_computes_the_same(name, tmp_path):
 @pytest.mark.parametrize("name", first(COVERED, *CHOSEN))
 def test_a_round_trip_loses_no_bit(name, tmp_path):
     directory = make(name, tmp_path / "source", torch.float32)
-    huggingface.save(tmp_path / "back", *huggingface.load(directory), like=directory)
+    huggingface.save(*huggingface.load(directory), tmp_path / "back", like=directory)
     before, after = (load(d, torch.float32).state_dict() for d in (directory, tmp_path / "back"))
     assert before.keys() == after.keys()
     for key, value in before.items():
@@ -55,7 +55,7 @@ def test_a_model_that_was_never_of_hugging_face_is_saved(name, tmp_path):
     architecture, params = huggingface.load(directory)
     special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     special |= {k: v for k, v in _own_fields(directory, name).items() if v is not None}
-    huggingface.save(tmp_path / "new", architecture, params, family=name, config=special)
+    huggingface.save(architecture, params, tmp_path / "new", family=name, config=special)
     assert (
         difference(logits(directory, torch.float32), logits(tmp_path / "new", torch.float32)) == 0
     )
@@ -74,7 +74,7 @@ def test_low_precision_is_kept_or_widened(tmp_path):
     _, params = huggingface.load(directory, dtype=None)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     architecture, wide = huggingface.load(directory)
-    huggingface.save(tmp_path / "back", architecture, wide, like=directory, dtype="bfloat16")
+    huggingface.save(architecture, wide, tmp_path / "back", like=directory, dtype="bfloat16")
     before, after = (load(d, torch.bfloat16).state_dict() for d in (directory, tmp_path / "back"))
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
@@ -85,7 +85,7 @@ def test_a_model_that_grew_in_training_is_saved(tmp_path):
     short = architecture.replace(max_length=16)  # on which no parameter depends
     plan = growth.grow_to(mlp_dim=30, num_layers=3, qk_dim=12, v_dim=12)(short)
     grown = growth.expand(params, plan, key=jax.random.key(0))
-    huggingface.save(tmp_path / "grown", plan.target, grown, like=directory, max_shard_size="10KB")
+    huggingface.save(plan.target, grown, tmp_path / "grown", like=directory, max_shard_size="10KB")
     assert len(list((tmp_path / "grown").glob("*.safetensors"))) > 2
     old, new = (logits(d, torch.float32) for d in (directory, tmp_path / "grown"))
     assert difference(old, new) <= 1e-5
@@ -100,17 +100,17 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     grown = growth.expand(params, plan, key=jax.random.key(0))
     output = tmp_path / "output"
     with pytest.raises(growth.GrowthError, match="embed_dim / num_heads"):
-        huggingface.save(output, plan.target, grown, like=directory)
+        huggingface.save(plan.target, grown, output, like=directory)
     with pytest.raises(FamilyError, match="family is None, but it must be one of gemma"):
-        huggingface.save(output, architecture, params)
+        huggingface.save(architecture, params, output)
     llama = growth.Architecture.llama(
         vocab_size=11, max_length=8, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=8, v_dim=6
     )
     untied = initial_parameters(llama, jax.random.key(0))
     with pytest.raises(growth.GrowthError, match="have one width: give head_dim"):
-        huggingface.save(output, llama, untied, family="llama")
+        huggingface.save(llama, untied, output, family="llama")
     with pytest.raises(InputError, match="dtype is 'int8', but it must be one of float64"):
-        huggingface.save(output, architecture, params, like=directory, dtype="int8")
+        huggingface.save(architecture, params, output, like=directory, dtype="int8")
     assert not output.exists()
 
 
@@ -120,4 +120,4 @@ def test_what_the_reference_model_does_not_compute_is_refused(tmp_path):
         huggingface.load(directory)
     architecture, params = huggingface.load(make("mistral", tmp_path / "dense", torch.float32))
     with pytest.raises(FamilyError, match="it is a mixture of experts"):
-        huggingface.save(tmp_path / "output", architecture, params, family="mixtral")
+        huggingface.save(architecture, params, tmp_path / "output", family="mixtral")

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from growth.huggingface import expand_checkpoint, plan_expansion, verification
-from growth.huggingface.verification import VerificationError, float64_everywhere
+from growth.huggingface import VerificationError, expand_checkpoint, plan_expansion
+from growth.huggingface.expansion import verification
+from growth.huggingface.expansion.transformers_models import float64_everywhere
 from growth.rules import growth_plan
 from tests.helpers import small_models
 from tests.helpers.small_models import difference, load, logits, make
@@ -200,9 +201,11 @@ def test_what_is_not_the_same_function_leaves_nothing(tmp_path, monkeypatch):
 def test_verification_says_why_it_cannot_be_done(tmp_path, monkeypatch):
     make("llama", tmp_path / "source")
     expansion = plan_expansion(tmp_path / "source", **ALL)
-    assert verification.why_unverifiable(expansion, tmp_path) is None
+    assert verification.unmet_requirement(expansion, tmp_path) is None
     monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
-    assert re.match(r"it takes .* GB of memory", verification.why_unverifiable(expansion, tmp_path))
+    assert re.match(
+        r"it takes .* GB of memory", verification.unmet_requirement(expansion, tmp_path)
+    )
     assert expand_checkpoint(tmp_path / "source", tmp_path / "grown", **ALL) is None
     assert load(tmp_path / "grown")
 

@@ -8,8 +8,8 @@ import torch
 
 from growth.errors import InputError
 from growth.huggingface import expand_checkpoint, plan_expansion
+from growth.huggingface.expansion.transformers_models import float64_everywhere
 from growth.huggingface.families import FAMILIES
-from growth.huggingface.verification import float64_everywhere
 from tests.helpers import small_models
 from tests.helpers.networks import first
 from tests.helpers.small_models import (

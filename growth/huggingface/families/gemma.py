@@ -1,7 +1,7 @@
 """Gemma: gains stored as what they add to 1, embeddings multiplied by √embed_dim, a GELU gate."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases
-from growth.huggingface.families.tables import LLAMA
+from growth.huggingface.families.config_values import activation, all_or_no_biases
+from growth.huggingface.families.tensor_rows import LLAMA
 from growth.huggingface.family import Config, Family
 
 

@@ -3,8 +3,15 @@
 The closing norm is the last that writes to the stream, so a new layer has a closing gain of zero.
 """
 
-from growth.huggingface.families.parts import activation, all_or_no_biases, windows
-from growth.huggingface.families.tables import ATTENTION, EMBEDDINGS, FINAL_NORM, LAYER, MLP, norm
+from growth.huggingface.families.config_values import activation, all_or_no_biases, windows
+from growth.huggingface.families.tensor_rows import (
+    ATTENTION,
+    EMBEDDINGS,
+    FINAL_NORM,
+    LAYER,
+    MLP,
+    norm,
+)
 from growth.huggingface.family import Config, Family
 
 
@@ -48,6 +55,6 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=8192,
     ),
-    layer_types=True,
-    heads_divide=True,
+    lists_layer_types=True,
+    heads_must_divide=True,
 )

@@ -1,22 +1,24 @@
 """GPT-2: LayerNorm, learned positions, weights that hold [inputs, outputs]."""
 
-from growth.huggingface.families.parts import activation
-from growth.huggingface.families.tables import LAYER, fused_attention, norm
-from growth.huggingface.family import Config, Family, Tensor
+from growth.huggingface.families.config_values import activation
+from growth.huggingface.families.tensor_rows import LAYER, fused_attention, norm
+from growth.huggingface.family import Config, Family, Limits, TensorRule
 
 _AT = "transformer.h.{layers}"
 
 
-def _layer(path: str, role: str, axes: str, bias: str, reference: str) -> tuple[Tensor, Tensor]:
+def _layer(
+    path: str, role: str, axes: str, bias: str, reference: str
+) -> tuple[TensorRule, TensorRule]:
     return (
-        Tensor(f"{_AT}.{path}.weight", role, axes, (f"{LAYER}{reference}/kernel",)),
-        Tensor(f"{_AT}.{path}.bias", role, bias, (f"{LAYER}{reference}/bias",)),
+        TensorRule(f"{_AT}.{path}.weight", role, axes, (f"{LAYER}{reference}/kernel",)),
+        TensorRule(f"{_AT}.{path}.bias", role, bias, (f"{LAYER}{reference}/bias",)),
     )
 
 
 _TENSORS = (
-    Tensor("transformer.wte.weight", "embedding", "vocab embed", ("embed/embedding",)),
-    Tensor("transformer.wpe.weight", "position", "length embed", ("position",)),
+    TensorRule("transformer.wte.weight", "embedding", "vocab embed", ("embed/embedding",)),
+    TensorRule("transformer.wpe.weight", "position", "length embed", ("position",)),
     *norm(f"{_AT}.ln_1", LAYER + "attention_norm"),
     *fused_attention(f"{_AT}.attn.c_attn", "embed (role kv_heads qk)", "(role kv_heads qk)"),
     *_layer("attn.c_proj", "attention_out", "(kv_heads v) embed", "embed", "attention/out"),
@@ -24,7 +26,7 @@ _TENSORS = (
     *_layer("mlp.c_fc", "mlp_in", "embed mlp", "mlp", "mlp/up"),
     *_layer("mlp.c_proj", "mlp_out", "mlp embed", "embed", "mlp/down"),
     *norm("transformer.ln_f", "final_norm"),
-    Tensor("lm_head.weight", "unembed", "vocab embed", ("unembed/kernel",)),
+    TensorRule("lm_head.weight", "unembed", "vocab embed", ("unembed/kernel",)),
 )
 
 
@@ -41,11 +43,11 @@ def _fields(config: Config) -> dict:
     )
 
 
-def _limits(config: Config) -> dict[str, str]:
+def _limits(config: Config) -> Limits:
     if not config.get("scale_attn_by_inverse_layer_idx"):
-        return {}
+        return Limits()
     reason = "scale_attn_by_inverse_layer_idx divides scores by the number of the layer"
-    return {"num_layers": reason, "reference": reason}
+    return Limits(growth={"num_layers": reason}, reference_model=reason)
 
 
 FAMILY = Family(
@@ -53,7 +55,7 @@ FAMILY = Family(
     "GPT2LMHeadModel",
     _TENSORS,
     _fields,
-    names=dict(
+    config_names=dict(
         vocab_size="vocab_size",
         max_length="n_positions",
         embed_dim="n_embd",
@@ -69,7 +71,7 @@ FAMILY = Family(
         scale_attn_weights=True,
         layer_norm_epsilon=1e-5,
     ),
-    rope=None,
+    rotary_names=None,
     limits=_limits,
     prefix="transformer.",
     buffers=r".*\.attn\.(masked_)?bias",

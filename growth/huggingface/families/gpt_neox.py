@@ -1,9 +1,9 @@
 """GPT-NeoX (Pythia): LayerNorm, branches that read the same stream, a turned part of each head."""
 
-from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
-from growth.huggingface.families.tables import LAYER, embedding, fused_attention, linear, norm
-from growth.huggingface.family import Config, Family, Tensor
-from growth.huggingface.rotary import Names
+from growth.huggingface.families.config_values import LAYERNORM_NAMES, activation
+from growth.huggingface.families.tensor_rows import LAYER, embedding, fused_attention, linear, norm
+from growth.huggingface.family import Config, Family, TensorRule
+from growth.huggingface.rotary_config import RotaryNames
 
 _AT = "gpt_neox.layers.{layers}"
 
@@ -20,7 +20,7 @@ _TENSORS = (
     *linear(f"{_AT}.mlp.dense_h_to_4h", "mlp_in", "mlp embed", LAYER + "mlp/up"),
     *linear(f"{_AT}.mlp.dense_4h_to_h", "mlp_out", "embed mlp", LAYER + "mlp/down"),
     *norm("gpt_neox.final_layer_norm", "final_norm"),
-    Tensor("embed_out.weight", "unembed", "vocab embed", ("unembed/kernel",)),
+    TensorRule("embed_out.weight", "unembed", "vocab embed", ("unembed/kernel",)),
 )
 
 
@@ -41,7 +41,7 @@ FAMILY = Family(
     "GPTNeoXForCausalLM",
     _TENSORS,
     _fields,
-    names=LAYERNORM_NAMES,
+    config_names=LAYERNORM_NAMES,
     defaults=dict(
         hidden_act="gelu",
         tie_word_embeddings=False,
@@ -50,7 +50,7 @@ FAMILY = Family(
         layer_norm_eps=1e-5,
         max_position_embeddings=2048,
     ),
-    rope=Names("rotary_emb_base", "rotary_pct", 0.25),
+    rotary_names=RotaryNames("rotary_emb_base", "rotary_pct", 0.25),
     prefix="gpt_neox.",
     buffers=r".*\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",
 )

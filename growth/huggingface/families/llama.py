@@ -1,7 +1,7 @@
 """Llama: RMSNorm, a SiLU gate, grouped heads, rotary positions, also stretched ones (Llama 3.1)."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases
-from growth.huggingface.families.tables import LLAMA
+from growth.huggingface.families.config_values import activation, all_or_no_biases
+from growth.huggingface.families.tensor_rows import LLAMA
 from growth.huggingface.family import Config, Family
 
 
@@ -26,5 +26,5 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=2048,
     ),
-    heads_divide=True,
+    heads_must_divide=True,
 )

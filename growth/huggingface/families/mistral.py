@@ -1,7 +1,7 @@
 """Mistral: a Llama that may see a window only."""
 
-from growth.huggingface.families.parts import windowed
-from growth.huggingface.families.tables import LLAMA
+from growth.huggingface.families.config_values import windowed
+from growth.huggingface.families.tensor_rows import LLAMA
 from growth.huggingface.family import Family
 
 FAMILY = Family(

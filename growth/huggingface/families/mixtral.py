@@ -1,17 +1,22 @@
 """Mixtral: a Mistral whose MLP is one of several experts, which a router chooses for each token."""
 
-from growth.huggingface.families.parts import windowed
-from growth.huggingface.families.tables import ATTENTION, EMBEDDINGS, FINAL_NORM, NORMS
-from growth.huggingface.family import Family, Tensor
+from growth.architecture.cost import Experts, ExtraParts
+from growth.huggingface.families.config_values import windowed
+from growth.huggingface.families.tensor_rows import ATTENTION, EMBEDDINGS, FINAL_NORM, NORMS
+from growth.huggingface.family import Config, Family, Limits, TensorRule
 
 _MOE = "model.layers.{layers}.block_sparse_moe"
 
 _EXPERTS = (
-    Tensor(f"{_MOE}.gate.weight", "router", "experts embed"),
-    Tensor(f"{_MOE}.experts.{{expert}}.w1.weight", "mlp_in", "mlp embed"),
-    Tensor(f"{_MOE}.experts.{{expert}}.w3.weight", "mlp_in", "mlp embed"),
-    Tensor(f"{_MOE}.experts.{{expert}}.w2.weight", "mlp_out", "embed mlp"),
+    TensorRule(f"{_MOE}.gate.weight", "router", "experts embed"),
+    TensorRule(f"{_MOE}.experts.{{expert}}.w1.weight", "mlp_in", "mlp embed"),
+    TensorRule(f"{_MOE}.experts.{{expert}}.w3.weight", "mlp_in", "mlp embed"),
+    TensorRule(f"{_MOE}.experts.{{expert}}.w2.weight", "mlp_out", "embed mlp"),
 )
+
+
+def _extra_parts(config: Config) -> ExtraParts:
+    return ExtraParts(experts=Experts(config["num_local_experts"], config["num_experts_per_tok"]))
 
 
 FAMILY = Family(
@@ -21,11 +26,14 @@ FAMILY = Family(
     windowed,
     defaults=dict(
         hidden_act="silu",
+        num_local_experts=8,
+        num_experts_per_tok=2,
         tie_word_embeddings=False,
         sliding_window=None,
         num_key_value_heads=8,
         rms_norm_eps=1e-5,
         max_position_embeddings=131072,
     ),
-    limits=lambda config: {"reference": "it is a mixture of experts"},
+    limits=lambda config: Limits(reference_model="it is a mixture of experts"),
+    extra_parts=_extra_parts,
 )

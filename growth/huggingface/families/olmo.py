@@ -1,8 +1,8 @@
 """OLMo: LayerNorm without gains and biases, whose epsilon is not in the config."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases
-from growth.huggingface.families.tables import ATTENTION, EMBEDDINGS, MLP
-from growth.huggingface.family import USUAL_NAMES, Config, Family
+from growth.huggingface.families.config_values import activation, all_or_no_biases
+from growth.huggingface.families.tensor_rows import ATTENTION, EMBEDDINGS, MLP
+from growth.huggingface.family import USUAL_NAMES, Config, Family, Limits
 
 
 def _fields(config: Config) -> dict:
@@ -17,11 +17,13 @@ def _fields(config: Config) -> dict:
     )
 
 
-def _limits(config: Config) -> dict[str, str]:
+def _limits(config: Config) -> Limits:
     if config.get("clip_qkv") is None:
-        return {}
+        return Limits()
     reason = f"clip_qkv is {config['clip_qkv']}, and keys, which are multiplied, would be clipped"
-    return {"qk_dim": reason, "reference": "clip_qkv clips queries, keys and values"}
+    return Limits(
+        growth={"qk_dim": reason}, reference_model="clip_qkv clips queries, keys and values"
+    )
 
 
 FAMILY = Family(
@@ -29,7 +31,7 @@ FAMILY = Family(
     "OlmoForCausalLM",
     (*EMBEDDINGS, *ATTENTION, *MLP),
     _fields,
-    names={name: key for name, key in USUAL_NAMES.items() if name != "norm_eps"},
+    config_names={name: key for name, key in USUAL_NAMES.items() if name != "norm_eps"},
     defaults=dict(
         hidden_act="silu",
         tie_word_embeddings=False,

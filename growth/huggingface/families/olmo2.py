@@ -1,7 +1,7 @@
 """OLMo 2: norms on what a branch gives, and over all queries and all keys of a layer."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases
-from growth.huggingface.families.tables import (
+from growth.huggingface.families.config_values import activation, all_or_no_biases
+from growth.huggingface.families.tensor_rows import (
     ATTENTION,
     EMBEDDINGS,
     FINAL_NORM,

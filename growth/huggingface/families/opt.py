@@ -6,15 +6,23 @@ branches, and words of another width than the stream.
 
 import dataclasses
 
-from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
-from growth.huggingface.families.tables import LAYER, attention, embedding, linear, norm, unembed
-from growth.huggingface.family import Config, Family, Tensor
+from growth.architecture.cost import ExtraParts
+from growth.huggingface.families.config_values import LAYERNORM_NAMES, activation
+from growth.huggingface.families.tensor_rows import (
+    LAYER,
+    attention,
+    embedding,
+    linear,
+    norm,
+    unembed,
+)
+from growth.huggingface.family import Config, Family, Limits, TensorRule
 
 _AT = "model.decoder.layers.{layers}"
 
 _TENSORS = (
     *embedding("model.decoder.embed_tokens.weight"),
-    Tensor(
+    TensorRule(
         "model.decoder.embed_positions.weight", "position", "length embed", ("position",), skipped=2
     ),
     *norm(f"{_AT}.self_attn_layer_norm", LAYER + "attention_norm"),
@@ -59,7 +67,7 @@ FAMILY = Family(
     "OPTForCausalLM",
     _TENSORS,
     _fields,
-    names={name: key for name, key in LAYERNORM_NAMES.items() if name != "norm_eps"}
+    config_names={name: key for name, key in LAYERNORM_NAMES.items() if name != "norm_eps"}
     | dict(mlp_dim="ffn_dim"),
     defaults=dict(
         activation_function="relu",
@@ -69,20 +77,21 @@ FAMILY = Family(
         layer_norm_elementwise_affine=True,
         enable_bias=True,
     ),
-    rope=None,
-    repeats=dict(word_embed_proj_dim="hidden_size"),
+    rotary_names=None,
+    repeated_names=dict(word_embed_proj_dim="hidden_size"),
     variant=_variant,
-    deviation="init_std",
+    init_std_name="init_std",
 )
 
 _WORDS = (
-    Tensor("model.decoder.embed_tokens.weight", "embedding", "vocab word"),
-    Tensor("model.decoder.project_in.weight", "embedding", "embed word"),
-    Tensor("model.decoder.project_out.weight", "unembed", "word embed"),
+    TensorRule("model.decoder.embed_tokens.weight", "embedding", "vocab word"),
+    TensorRule("model.decoder.project_in.weight", "embedding", "embed word"),
+    TensorRule("model.decoder.project_out.weight", "unembed", "word embed"),
 )
 
 PROJECTED = dataclasses.replace(
     FAMILY,
     tensors=_WORDS + tuple(t for t in _TENSORS if t.reference != ("embed/embedding",)),
-    limits=lambda config: {"reference": "words have another width than the stream"},
+    limits=lambda config: Limits(reference_model="words have another width than the stream"),
+    extra_parts=lambda config: ExtraParts(word_dim=config["word_embed_proj_dim"]),
 )

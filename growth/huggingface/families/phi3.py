@@ -1,7 +1,7 @@
 """Phi 3: a Llama whose queries, keys and values share a matrix, and gate and up another."""
 
-from growth.huggingface.families.parts import windowed
-from growth.huggingface.families.tables import (
+from growth.huggingface.families.config_values import windowed
+from growth.huggingface.families.tensor_rows import (
     EMBEDDINGS,
     FINAL_NORM,
     LAYER,
@@ -9,8 +9,8 @@ from growth.huggingface.families.tables import (
     fused_attention,
     linear,
 )
-from growth.huggingface.family import Family, Tensor
-from growth.huggingface.rotary import Names
+from growth.huggingface.family import Family, TensorRule
+from growth.huggingface.rotary_config import RotaryNames
 
 _AT = "model.layers.{layers}"
 
@@ -26,7 +26,7 @@ _TENSORS = (
         "embed (kv_heads group v)",
         LAYER + "attention/out",
     ),
-    Tensor(
+    TensorRule(
         f"{_AT}.mlp.gate_up_proj.weight",
         ("mlp_in", "mlp_in"),
         "(role mlp) embed",
@@ -49,5 +49,5 @@ FAMILY = Family(
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
     ),
-    rope=Names(fraction="partial_rotary_factor"),
+    rotary_names=RotaryNames(fraction="partial_rotary_factor"),
 )

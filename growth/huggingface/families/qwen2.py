@@ -1,7 +1,7 @@
 """Qwen 2: a Llama with biases of queries, keys and values; later layers may see a window only."""
 
-from growth.huggingface.families.parts import activation, window_above
-from growth.huggingface.families.tables import LLAMA
+from growth.huggingface.families.config_values import activation, window_above
+from growth.huggingface.families.tensor_rows import LLAMA
 from growth.huggingface.family import Config, Family
 
 
@@ -29,5 +29,5 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=32768,
     ),
-    layer_types=True,
+    lists_layer_types=True,
 )

@@ -1,7 +1,7 @@
 """Qwen 3: a Llama with a norm over each query and key; later layers may see a window only."""
 
-from growth.huggingface.families.parts import activation, all_or_no_biases, window_above
-from growth.huggingface.families.tables import HEAD_NORMS, LLAMA
+from growth.huggingface.families.config_values import activation, all_or_no_biases, window_above
+from growth.huggingface.families.tensor_rows import HEAD_NORMS, LLAMA
 from growth.huggingface.family import Config, Family
 
 
@@ -32,5 +32,5 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=32768,
     ),
-    layer_types=True,
+    lists_layer_types=True,
 )

@@ -1,9 +1,9 @@
 """StableLM: LayerNorm, a SiLU gate, a turned part of each head."""
 
-from growth.huggingface.families.parts import LAYERNORM_NAMES, activation
-from growth.huggingface.families.tables import LLAMA
+from growth.huggingface.families.config_values import LAYERNORM_NAMES, activation
+from growth.huggingface.families.tensor_rows import LLAMA
 from growth.huggingface.family import Config, Family, FamilyError
-from growth.huggingface.rotary import Names
+from growth.huggingface.rotary_config import RotaryNames
 
 
 def _fields(config: Config) -> dict:
@@ -25,7 +25,7 @@ FAMILY = Family(
     "StableLmForCausalLM",
     LLAMA,
     _fields,
-    names=LAYERNORM_NAMES | dict(num_kv_heads="num_key_value_heads"),
+    config_names=LAYERNORM_NAMES | dict(num_kv_heads="num_key_value_heads"),
     defaults=dict(
         hidden_act="silu",
         tie_word_embeddings=False,
@@ -36,5 +36,5 @@ FAMILY = Family(
         layer_norm_eps=1e-5,
         max_position_embeddings=4096,
     ),
-    rope=Names(fraction="partial_rotary_factor", default_fraction=0.25),
+    rotary_names=RotaryNames(fraction="partial_rotary_factor", default_fraction=0.25),
 )

@@ -1,7 +1,7 @@
 """StarCoder 2: LayerNorm, grouped heads, rotary positions, an MLP without a gate."""
 
-from growth.huggingface.families.parts import activation
-from growth.huggingface.families.tables import (
+from growth.huggingface.families.config_values import activation
+from growth.huggingface.families.tensor_rows import (
     ATTENTION,
     EMBEDDINGS,
     FINAL_NORM,
@@ -36,7 +36,7 @@ FAMILY = Family(
     "Starcoder2ForCausalLM",
     (*EMBEDDINGS, *NORMS, *ATTENTION, *_MLP, *FINAL_NORM),
     _fields,
-    names=USUAL_NAMES | dict(norm_eps="norm_epsilon"),
+    config_names=USUAL_NAMES | dict(norm_eps="norm_epsilon"),
     defaults=dict(
         hidden_act="gelu_pytorch_tanh",
         tie_word_embeddings=True,

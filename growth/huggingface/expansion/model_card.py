@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from growth.huggingface.expansion import Expansion
-from growth.huggingface.verification import Verification
+from growth.huggingface.expansion.planning import CheckpointExpansion
+from growth.huggingface.expansion.verification import Verification
 
 _FIELDS = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim")
 
 
-def table(expansion: Expansion) -> list[tuple[str, str, str]]:
-    """What grows, before and after: sizes, parameters, bytes, operations."""
+def comparison(expansion: CheckpointExpansion) -> list[tuple[str, str, str]]:
+    """What grows, as rows of a name, before and after: sizes, parameters, bytes, operations."""
     plan = expansion.plan
     rows = [
         (name, str(getattr(plan.source, name)), str(getattr(plan.target, name)))
@@ -20,13 +20,21 @@ def table(expansion: Expansion) -> list[tuple[str, str, str]]:
     return [
         *rows,
         ("parameters", f"{old.parameters:,}", f"{new.parameters:,}"),
-        ("size", _size(old.bytes), _size(new.bytes)),
+        ("size", _show_bytes(old.bytes), _show_bytes(new.bytes)),
         ("FLOPs per token", f"{old.flops:.3g}", f"{new.flops:.3g}"),
     ]
 
 
-def write(expansion: Expansion, verified: Verification | None, directory: Path) -> None:
-    """Writes the card, `README.md`."""
+def write_model_card(
+    expansion: CheckpointExpansion, directory: Path, *, verification: Verification | None
+) -> None:
+    """Writes the card, `README.md`.
+
+    Args:
+      expansion: what was done.
+      directory: where the larger model is.
+      verification: what was verified; None if nothing was.
+    """
     plan, source = expansion.plan, expansion.source
     new_layers = [str(i) for i, origin in enumerate(plan.layer_sources) if origin is None]
     lines = [
@@ -38,7 +46,7 @@ def write(expansion: Expansion, verified: Verification | None, directory: Path) 
         "",
         "| | before | after |",
         "|---|---|---|",
-        *(f"| {name} | {old} | {new} |" for name, old, new in table(expansion)),
+        *(f"| {name} | {old} | {new} |" for name, old, new in comparison(expansion)),
         "",
         f"New layers: {', '.join(new_layers) or 'none'} (counted from 0). New entries that may be "
         f"anything: {expansion.init}, seed {expansion.seed}.",
@@ -46,20 +54,20 @@ def write(expansion: Expansion, verified: Verification | None, directory: Path) 
         "## Is it the same function?",
         "",
     ]
-    if verified is None:
+    if verification is None:
         lines += ["It was not verified when it was made."]
     else:
         lines += [
             "transformers loaded both models and compared them:",
             "",
             "```",
-            str(verified),
+            str(verification),
             "```",
         ]
     (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _size(num_bytes: int) -> str:
+def _show_bytes(num_bytes: int) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:,.3g} {name}"

@@ -17,7 +17,7 @@ _LARGEST_THETA = 3.4e38
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
+class RotaryNames:
     """The names that a family had before there was a table.
 
     Attributes:
@@ -31,10 +31,10 @@ class Names:
     default_fraction: float = 1.0
 
 
-USUAL = Names()
+USUAL_ROTARY_NAMES = RotaryNames()
 
 
-def fields(config: Mapping[str, Any], names: Names, head_dim: int) -> dict[str, Any]:
+def rotary_fields(config: Mapping[str, Any], names: RotaryNames, head_dim: int) -> dict[str, Any]:
     """The fields of an architecture that say its rotary positions."""
     table = config.get("rope_parameters") or {}
     theta = table.get("rope_theta", config.get(names.theta, 10000.0))
@@ -47,16 +47,18 @@ def fields(config: Mapping[str, Any], names: Names, head_dim: int) -> dict[str, 
     return found
 
 
-def limits(config: Mapping[str, Any]) -> dict[str, str]:
-    """Why the heads of a model cannot become wider, where its positions are of an unusual type."""
+def unusual_type(config: Mapping[str, Any]) -> str | None:
+    """The type of rotary positions, where an architecture cannot say it (yarn, dynamic, longrope).
+
+    Their frequencies depend on the width of a head in other ways.
+    """
     kind = _kind(_table(config))
-    if kind in ("default", "linear", "llama3"):
-        return {}
-    reason = f"rope_type is {kind!r}, whose frequencies depend on the width of a head in other ways"
-    return {"qk_dim": reason, "reference": f"rope_type is {kind!r}"}
+    return None if kind in ("default", "linear", "llama3") else kind
 
 
-def written(config: Mapping[str, Any], names: Names, target: Architecture) -> dict[str, Any]:
+def with_rotary(
+    config: Mapping[str, Any], names: RotaryNames, target: Architecture
+) -> dict[str, Any]:
     """A config with the rotary positions of an architecture of other heads."""
     grown = dict(config)
     if target.rotary_dim is None:
@@ -67,7 +69,9 @@ def written(config: Mapping[str, Any], names: Names, target: Architecture) -> di
                 f"it in float32, which ends at {_LARGEST_THETA}: head_dim must stay smaller"
             )
     else:
-        changes = {"partial_rotary_factor": fraction(target.rotary_dim, target.layers[0].qk_dim)}
+        changes = {
+            "partial_rotary_factor": turned_fraction(target.rotary_dim, target.layers[0].qk_dim)
+        }
     old_names = {"rope_theta": names.theta, "partial_rotary_factor": names.fraction}
     table = config.get("rope_parameters")
     for name, value in changes.items():
@@ -79,7 +83,7 @@ def written(config: Mapping[str, Any], names: Names, target: Architecture) -> di
     return grown
 
 
-def fraction(turned: int, width: int) -> float:
+def turned_fraction(turned: int, width: int) -> float:
     """A fraction of which int(width * fraction), as transformers computes it, is `turned`."""
     share = turned / width
     while int(width * share) < turned:

@@ -1,4 +1,4 @@
-"""Grows the tensors of a checkpoint, on a few threads, from files to files.
+"""Does what is planned: grows tensors on a few threads, from mapped files to files.
 
 What is in memory at once is bounded by what the largest tensor takes.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.huggingface import tensors
-from growth.huggingface.expansion import Expansion
-from growth.huggingface.tensors import Spec
+from growth.huggingface.checkpoint_files import SINGLE, write_checkpoint
+from growth.huggingface.expansion.planning import CheckpointExpansion
+from growth.huggingface.tensor_files import DTYPES, TensorSpec
 
 # Bytes of the tensors that are done, bytes of all, and the tensor that was done last.
 Progress = Callable[[int, int, str], None]
@@ -24,33 +24,36 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 def no_progress(done: int, total: int, name: str) -> None:
-    """Tells nobody."""
+    """The `Progress` that tells nobody."""
 
 
-def write(expansion: Expansion, directory: Path, progress: Progress = no_progress) -> None:
-    """Writes `config.json` and all tensors of a larger model to a directory that is there."""
+def write_grown(
+    expansion: CheckpointExpansion, directory: Path, *, progress: Progress = no_progress
+) -> None:
+    """Writes `config.json` and all tensors of the larger model to a directory that is there."""
     source = expansion.source
-    files = {
-        file: {source.stored(name): spec for name, spec in held.items()}
-        for file, held in expansion.files.items()
+    shards = {
+        file: {source.name_in_files(name): spec for name, spec in held.items()}
+        for file, held in expansion.shards.items()
     }
     limit = max(_memory(expansion, name) for name in expansion.targets)
-    names = {source.stored(name): name for name in expansion.targets}
+    names = {source.name_in_files(name): name for name in expansion.targets}
     done = 0
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
 
-        def arrays(stored: Sequence[str]) -> Iterator[np.ndarray]:
+        def arrays_of(names_in_files: Sequence[str]) -> Iterator[np.ndarray]:
             nonlocal done
-            for name, array in _grown(expansion, [names[n] for n in stored], pool, limit):
+            wanted = [names[name] for name in names_in_files]
+            for name, array in _grown_ahead(expansion, wanted, pool, limit):
                 yield array
                 done += expansion.specs[name].bytes
                 progress(done, expansion.bytes, name)
 
-        tensors.write_files(directory, expansion.config, files, arrays)
+        write_checkpoint(directory, expansion.config, shards, arrays_of)
 
 
-def _grown(
-    expansion: Expansion, names: Sequence[str], pool: Executor, limit: int
+def _grown_ahead(
+    expansion: CheckpointExpansion, names: Sequence[str], pool: Executor, limit: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors of the result in order, while the threads of a pool grow the next ones.
 
@@ -75,20 +78,20 @@ def _grown(
             array.cancel()
 
 
-def write_source(expansion: Expansion, directory: Path) -> None:
+def write_source(expansion: CheckpointExpansion, directory: Path) -> None:
     """Writes the smaller model, in the dtype of the larger one's first tensor."""
     source = expansion.source
-    kind = next(iter(expansion.specs.values())).dtype
-    specs = {source.stored(name): Spec(source.spec(name).shape, kind) for name in source.parameters}
-    names = {source.stored(name): name for name in source.parameters}
+    code = next(iter(expansion.specs.values())).dtype
+    names = {source.name_in_files(name): name for name in source.parameters}
+    specs = {stored: TensorSpec(source.spec(name).shape, code) for stored, name in names.items()}
 
-    def arrays(stored: Sequence[str]) -> Iterator[np.ndarray]:
-        return (source.read(names[n]).astype(tensors.DTYPES[kind]) for n in stored)
+    def arrays_of(names_in_files: Sequence[str]) -> Iterator[np.ndarray]:
+        return (source.read(names[name]).astype(DTYPES[code]) for name in names_in_files)
 
-    tensors.write_files(directory, source.config, {tensors.SINGLE: specs}, arrays)
+    write_checkpoint(directory, source.config, {SINGLE: specs}, arrays_of)
 
 
-def estimated_seconds(expansion: Expansion) -> float:
+def estimated_seconds(expansion: CheckpointExpansion) -> float:
     """How long the tensors take to grow, by growing some of them for half a second.
 
     A disk that is slower than that takes longer.
@@ -103,6 +106,6 @@ def estimated_seconds(expansion: Expansion) -> float:
     return expansion.bytes * (time.perf_counter() - began) / grown / _THREADS
 
 
-def _memory(expansion: Expansion, name: str) -> int:
+def _memory(expansion: CheckpointExpansion, name: str) -> int:
     """Bytes that it takes to make a tensor: the old one, which is mapped, and the new."""
     return expansion.source.spec(expansion.source_name(name)).bytes + expansion.specs[name].bytes

@@ -1,7 +1,7 @@
-"""`expand_checkpoint`: a Hugging Face checkpoint to a larger one that computes the same function.
+"""A Hugging Face checkpoint to a larger one that computes the same function, from start to end.
 
-Tensor by tensor, from mapped files to files, so that the largest tensor bounds the memory. What is
-written appears under its name when all of it is there.
+What is planned is written, tensor by tensor, so that the largest tensor bounds the memory; then it
+is verified, described in a model card, and only then appears under its name.
 """
 
 import os
@@ -11,10 +11,11 @@ from typing import Any
 
 from growth.errors import InputError
 from growth.files import atomic_directory
-from growth.huggingface import card, verification, writing
-from growth.huggingface.expansion import Expansion, plan_expansion
-from growth.huggingface.verification import Verification
-from growth.huggingface.writing import Progress
+from growth.huggingface.expansion import verification
+from growth.huggingface.expansion.model_card import write_model_card
+from growth.huggingface.expansion.planning import CheckpointExpansion, plan_expansion
+from growth.huggingface.expansion.verification import Verification
+from growth.huggingface.expansion.writing import Progress, no_progress, write_grown
 
 
 def expand_checkpoint(
@@ -22,7 +23,7 @@ def expand_checkpoint(
     output: str | os.PathLike,
     *,
     verify: bool | None = None,
-    progress: Progress = writing.no_progress,
+    progress: Progress = no_progress,
     **options: Any,
 ) -> Verification | None:
     """Writes a larger checkpoint that computes the same function.
@@ -43,33 +44,39 @@ def expand_checkpoint(
         True and cannot be done.
       VerificationError: the larger model does not say the same; nothing is left of it.
     """
-    return run(plan_expansion(source, **options), output, verify=verify, progress=progress)
+    expansion = plan_expansion(source, **options)
+    return execute_expansion(expansion, output, verify=verify, progress=progress)
 
 
-def run(
-    expansion: Expansion,
+def execute_expansion(
+    expansion: CheckpointExpansion,
     output: str | os.PathLike,
     *,
     verify: bool | None = None,
-    progress: Progress = writing.no_progress,
+    progress: Progress = no_progress,
 ) -> Verification | None:
-    """Does what was planned; see `expand_checkpoint`."""
+    """Does what `plan_expansion` planned.
+
+    Args:
+      expansion: the plan.
+      output, verify, progress: as for `expand_checkpoint`, and so are what it returns and raises.
+    """
     output, source = Path(output).absolute(), expansion.source
     if output.resolve().is_relative_to(source.directory.resolve()):
         raise InputError(f"output {output} lies in the source, which is left as it is")
     output.parent.mkdir(parents=True, exist_ok=True)
-    why_not = verification.why_unverifiable(expansion, output.parent)
-    if verify and why_not:
-        raise InputError(f"verify is True, but {why_not}")
-    carried = source.carried
-    num_bytes = expansion.bytes + sum(path.stat().st_size for path in carried)
+    unmet = verification.unmet_requirement(expansion, output.parent)
+    if verify and unmet:
+        raise InputError(f"verify is True, but {unmet}")
+    companions = source.companion_files
+    num_bytes = expansion.bytes + sum(path.stat().st_size for path in companions)
     with atomic_directory(output, num_bytes) as directory:
-        for path in carried:
+        for path in companions:
             shutil.copy2(path, directory / path.name)
-        writing.write(expansion, directory, progress)
+        write_grown(expansion, directory, progress=progress)
         verified = None
-        if verify or (verify is None and not why_not):
+        if verify or (verify is None and not unmet):
             verified = verification.verify(expansion, directory)
             verified.require()
-        card.write(expansion, verified, directory)
+        write_model_card(expansion, directory, verification=verified)
     return verified

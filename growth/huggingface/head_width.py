@@ -1,11 +1,11 @@
-"""Heads whose number is tied to embed_dim: checks, and the nearest sizes that can be."""
+"""Heads whose width or number is bound to embed_dim: checks, and the nearest sizes that can be."""
 
 from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.rules.growth_plan import GrowthError
 
 
-def head_dim(model_type: str, embed_dim: int, num_heads: int) -> int:
+def implied_head_dim(model_type: str, embed_dim: int, num_heads: int) -> int:
     """The width of a head where the config does not say it."""
     if embed_dim % num_heads:
         raise InputError(
@@ -15,14 +15,14 @@ def head_dim(model_type: str, embed_dim: int, num_heads: int) -> int:
     return embed_dim // num_heads
 
 
-def check(model_type: str, target: Architecture) -> None:
+def check_tied_heads(model_type: str, target: Architecture) -> None:
     """Refuses a target whose heads are not embed_dim / num_heads wide, and names near ones."""
     shape = target.layers[0]
     if (shape.qk_dim, shape.v_dim) == (target.embed_dim / shape.num_heads,) * 2:
         return
     near = "; or ".join(
         f"--embed_dim={embed} --num_heads={heads} --head_dim={width}"
-        for embed, heads, width in nearest(target.embed_dim, shape.num_heads, shape.qk_dim)
+        for embed, heads, width in _nearest(target.embed_dim, shape.num_heads, shape.qk_dim)
     )
     raise GrowthError(
         f"embed_dim would be {target.embed_dim}, num_heads {shape.num_heads} and a head "
@@ -31,7 +31,7 @@ def check(model_type: str, target: Architecture) -> None:
     )
 
 
-def check_divides(model_type: str, target: Architecture) -> None:
+def check_heads_divide(model_type: str, target: Architecture) -> None:
     """Refuses heads that do not divide embed_dim, as transformers does, though they need not."""
     embed, heads = target.embed_dim, target.layers[0].num_heads
     if embed % heads == 0:
@@ -45,7 +45,7 @@ def check_divides(model_type: str, target: Architecture) -> None:
     )
 
 
-def nearest(embed_dim: int, num_heads: int, width: int) -> list[tuple[int, int, int]]:
+def _nearest(embed_dim: int, num_heads: int, width: int) -> list[tuple[int, int, int]]:
     """Sizes (embed_dim, num_heads, head_dim), none below those given, whose product fits."""
     width += width % 2
     heads = max(num_heads, -(-embed_dim // width))

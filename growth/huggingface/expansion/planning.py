@@ -1,4 +1,7 @@
-"""`Expansion`: a growth step of a Hugging Face checkpoint, planned and checked."""
+"""What growing a checkpoint comes to, planned and checked; no numbers are read, nothing is written.
+
+The first step of three: `writing` does what is planned here, `verification` judges it.
+"""
 
 import dataclasses
 import functools
@@ -14,17 +17,18 @@ from growth.errors import InputError
 from growth.expansion.initialization import GradMax, InitPolicy, init_policy
 from growth.expansion.numpy_backend import grow_array, source_of
 from growth.expansion.role_views import array_shape, fixed_sizes
-from growth.huggingface import tensors
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
-from growth.huggingface.cost import Cost, cost
-from growth.huggingface.tensors import DTYPES, Spec
+from growth.huggingface.checkpoint_files import parse_bytes, shard
+from growth.huggingface.config_map import grown_config, with_defaults
+from growth.huggingface.model_cost import ModelCost, model_cost_of
+from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
 from growth.rules.growth_plan import GrowthError, GrowthPlan
 from growth.rules.roles import GAINS
 from growth.rules.transformations import grow_to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Expansion:
+class CheckpointExpansion:
     """A growth step of a checkpoint, planned and checked; nothing is written yet.
 
     Attributes:
@@ -33,7 +37,7 @@ class Expansion:
       config: `config.json` of the larger model.
       init: what new entries are where anything keeps the function.
       seed: decides them.
-      files: the tensors of each file of the result, by their names in the family's table.
+      shards: the tensors of each file of the result, by their names in the family's table.
       targets: what each tensor of the result is, by that name.
     """
 
@@ -42,13 +46,13 @@ class Expansion:
     config: dict[str, Any]
     init: InitPolicy
     seed: int
-    files: dict[str, dict[str, Spec]]
+    shards: dict[str, dict[str, TensorSpec]]
     targets: dict[str, Parameter]
 
     @functools.cached_property
-    def specs(self) -> dict[str, Spec]:
+    def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of every tensor of the result."""
-        return {name: spec for held in self.files.values() for name, spec in held.items()}
+        return {name: spec for held in self.shards.values() for name, spec in held.items()}
 
     @property
     def bytes(self) -> int:
@@ -56,44 +60,46 @@ class Expansion:
         return sum(spec.bytes for spec in self.specs.values())
 
     @property
-    def costs(self) -> tuple[Cost, Cost]:
+    def costs(self) -> tuple[ModelCost, ModelCost]:
         """What the two models cost."""
         source = self.source
-        specs = {name: source.spec(name) for name in source.parameters}
+        extra = source.family.extra_parts(with_defaults(source.config, source.family))
+        old = [source.spec(name) for name in source.parameters]
         return (
-            cost(specs, source.parameters, self.plan.source, source.config),
-            cost(self.specs, self.targets, self.plan.target, source.config),
+            model_cost_of(self.plan.source, old, extra),
+            model_cost_of(self.plan.target, self.specs.values(), extra),
         )
 
     def with_dtype(self, dtype: str) -> Self:
-        """The same with all tensors of one dtype."""
-        held = {
-            file: {name: Spec(spec.shape, tensors.code(dtype)) for name, spec in specs.items()}
-            for file, specs in self.files.items()
+        """The same with all tensors of one dtype, such as "float32"."""
+        code = dtype_code(dtype)
+        shards = {
+            file: {name: TensorSpec(spec.shape, code) for name, spec in held.items()}
+            for file, held in self.shards.items()
         }
         name = "torch_dtype" if "torch_dtype" in self.config else "dtype"
-        return dataclasses.replace(self, files=held, config={**self.config, name: dtype})
+        return dataclasses.replace(self, shards=shards, config={**self.config, name: dtype})
 
     def grow(self, name: str) -> np.ndarray:
         """A tensor of the result, by its name in the family's table."""
         old = self.source.read(self.source_name(name))
         dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
-            self.targets[name], old, self.plan, self.init, self._initial, self.seed, dtype
+            self.targets[name], old, self.plan, self.init, self._initializer, self.seed, dtype
         )
 
     def source_name(self, name: str) -> str:
         """The tensor that a tensor of the result is made of."""
         return source_of(self.targets[name], self.plan).name
 
-    def _initial(self, name: str, role: str) -> tuple[float, float]:
+    def _initializer(self, name: str, role: str) -> tuple[float, float]:
         """As transformers initializes: gains one, biases zero, all else normal."""
         if role == "qk_norm" or role in GAINS:
             return float(not self.plan.source.unit_offset), 0.0
         if name.endswith(".bias"):
             return 0.0, 0.0
-        config = {**self.source.family.defaults, **self.source.config}
-        return 0.0, config.get(self.source.family.deviation, 0.02)
+        config = with_defaults(self.source.config, self.source.family)
+        return 0.0, config.get(self.source.family.init_std_name, 0.02)
 
 
 def plan_expansion(
@@ -112,8 +118,8 @@ def plan_expansion(
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
-) -> Expansion:
-    """Plans a growth step and checks it; reads no numbers and writes nothing.
+) -> CheckpointExpansion:
+    """Plans a growth step of a checkpoint and checks it; reads no numbers and writes nothing.
 
     Args:
       source: the directory of a Hugging Face checkpoint.
@@ -129,11 +135,14 @@ def plan_expansion(
       dtype: "float32", "bfloat16", "float16" or "float64" of all tensors; None keeps that of each.
       max_shard_size: how large a file may be, in bytes, or as "500MB", "5GB".
 
+    Returns:
+      The plan; `growth.huggingface.execute_expansion` does it.
+
     Raises:
       InputError: one of these is wrong, the checkpoint is broken or of an unknown family, or there
         is no exact way; the message says which and what would be.
     """
-    chosen = _policy(init)
+    policy = _policy(init)
     if seed < 0:
         raise InputError(f"seed is {seed}, but it must be at least 0")
     checkpoint = open_checkpoint(Path(source))
@@ -152,25 +161,25 @@ def plan_expansion(
         raise GrowthError(
             f"nothing would grow: the checkpoint has {checkpoint.architecture} already"
         )
-    for field, reason in checkpoint.limits.items():
+    for field, reason in checkpoint.limits.growth.items():
         if field in plan.changes:
             raise GrowthError(f"{field} cannot grow exactly: {reason}")
-    config = checkpoint.family.grown_config(checkpoint.config, plan.target)
+    config = grown_config(checkpoint.config, checkpoint.family, plan.target)
     targets = _targets(checkpoint, plan)
     specs = {name: _spec(target, checkpoint, plan) for name, target in targets.items()}
-    files = tensors.shards(specs, tensors.number_of_bytes(max_shard_size))
-    expansion = Expansion(checkpoint, plan, config, chosen, seed, files, targets)
+    shards = shard(specs, parse_bytes(max_shard_size))
+    expansion = CheckpointExpansion(checkpoint, plan, config, policy, seed, shards, targets)
     return expansion if dtype is None else expansion.with_dtype(dtype)
 
 
 def _policy(init: Any) -> InitPolicy:
-    chosen = init_policy(init)
-    if chosen.needs(GradMax):
+    policy = init_policy(init)
+    if policy.needs(GradMax):
         raise InputError(
             "init says gradmax, but that needs the gradient of a loss: for a checkpoint it is "
             "'fresh', 'copy', 'copy:SIGNAL_TO_NOISE', or a mapping to these"
         )
-    return chosen
+    return policy
 
 
 def _targets(checkpoint: Checkpoint, plan: GrowthPlan) -> dict[str, Parameter]:
@@ -187,8 +196,8 @@ def _targets(checkpoint: Checkpoint, plan: GrowthPlan) -> dict[str, Parameter]:
     return {target.name: target for target in sorted(targets, key=place)}
 
 
-def _spec(target: Parameter, checkpoint: Checkpoint, plan: GrowthPlan) -> Spec:
+def _spec(target: Parameter, checkpoint: Checkpoint, plan: GrowthPlan) -> TensorSpec:
     source = source_of(target, plan)
     old = checkpoint.spec(source.name)
     shape = array_shape(target, plan.target, fixed_sizes(source, old.shape, plan.source))
-    return Spec(shape, old.dtype)
+    return TensorSpec(shape, old.dtype)

@@ -3,12 +3,12 @@
 Linear layers of PyTorch hold [outputs, inputs].
 """
 
-from growth.huggingface.family import Tensor
+from growth.huggingface.family import TensorRule
 
 LAYER = "layers_{layers}/"
 
 
-def linear(path: str, role: str, axes: str, reference: str) -> tuple[Tensor, Tensor]:
+def linear(path: str, role: str, axes: str, reference: str) -> tuple[TensorRule, TensorRule]:
     """A linear layer, and its bias, which is optional.
 
     Args:
@@ -19,28 +19,28 @@ def linear(path: str, role: str, axes: str, reference: str) -> tuple[Tensor, Ten
     """
     outputs = axes[: axes.index(")") + 1] if axes.startswith("(") else axes.split()[0]
     return (
-        Tensor(f"{path}.weight", role, axes, (f"{reference}/kernel",)),
-        Tensor(f"{path}.bias", role, outputs, (f"{reference}/bias",)),
+        TensorRule(f"{path}.weight", role, axes, (f"{reference}/kernel",)),
+        TensorRule(f"{path}.bias", role, outputs, (f"{reference}/bias",)),
     )
 
 
-def norm(path: str, reference: str) -> tuple[Tensor, Tensor]:
+def norm(path: str, reference: str) -> tuple[TensorRule, TensorRule]:
     """A norm over the stream: its gain, and its bias, if it has one."""
     kind = "final" if reference == "final_norm" else "norm"
     if reference.endswith("closing_norm"):
         kind = "closing"
     return (
-        Tensor(f"{path}.weight", f"{kind}_gain", "embed", (f"{reference}/scale",)),
-        Tensor(f"{path}.bias", f"{kind}_bias", "embed", (f"{reference}/bias",)),
+        TensorRule(f"{path}.weight", f"{kind}_gain", "embed", (f"{reference}/scale",)),
+        TensorRule(f"{path}.bias", f"{kind}_bias", "embed", (f"{reference}/bias",)),
     )
 
 
-def qk_norm(path: str, reference: str, axes: str) -> tuple[Tensor]:
+def qk_norm(path: str, reference: str, axes: str) -> tuple[TensorRule]:
     """A norm over queries or keys."""
-    return (Tensor(f"{path}.weight", "qk_norm", axes, (f"{reference}/scale",)),)
+    return (TensorRule(f"{path}.weight", "qk_norm", axes, (f"{reference}/scale",)),)
 
 
-def fused_attention(path: str, weight: str, bias: str) -> tuple[Tensor, Tensor]:
+def fused_attention(path: str, weight: str, bias: str) -> tuple[TensorRule, TensorRule]:
     """Queries, keys and values in one linear layer.
 
     Args:
@@ -50,12 +50,12 @@ def fused_attention(path: str, weight: str, bias: str) -> tuple[Tensor, Tensor]:
     roles = ("query", "key", "value")
     at = [f"{LAYER}attention/{role}" for role in roles]
     return (
-        Tensor(f"{path}.weight", roles, weight, tuple(f"{path}/kernel" for path in at)),
-        Tensor(f"{path}.bias", roles, bias, tuple(f"{path}/bias" for path in at)),
+        TensorRule(f"{path}.weight", roles, weight, tuple(f"{path}/kernel" for path in at)),
+        TensorRule(f"{path}.bias", roles, bias, tuple(f"{path}/bias" for path in at)),
     )
 
 
-def attention(prefix: str, out: str = "o_proj") -> tuple[Tensor, ...]:
+def attention(prefix: str, out: str = "o_proj") -> tuple[TensorRule, ...]:
     """Attention of four linear layers: `q_proj`, `k_proj`, `v_proj`, and one that writes."""
     at = LAYER + "attention/"
     return (
@@ -66,7 +66,7 @@ def attention(prefix: str, out: str = "o_proj") -> tuple[Tensor, ...]:
     )
 
 
-def gated_mlp(prefix: str) -> tuple[Tensor, ...]:
+def gated_mlp(prefix: str) -> tuple[TensorRule, ...]:
     """An MLP of `gate_proj`, `up_proj` and `down_proj`."""
     at = LAYER + "mlp/"
     return (
@@ -76,14 +76,14 @@ def gated_mlp(prefix: str) -> tuple[Tensor, ...]:
     )
 
 
-def embedding(path: str) -> tuple[Tensor]:
+def embedding(path: str) -> tuple[TensorRule]:
     """The table of embeddings."""
-    return (Tensor(path, "embedding", "vocab embed", ("embed/embedding",)),)
+    return (TensorRule(path, "embedding", "vocab embed", ("embed/embedding",)),)
 
 
-def unembed(path: str) -> tuple[Tensor]:
+def unembed(path: str) -> tuple[TensorRule]:
     """The output layer, which tied models have not."""
-    return (Tensor(path, "unembed", "vocab embed", ("unembed/kernel",)),)
+    return (TensorRule(path, "unembed", "vocab embed", ("unembed/kernel",)),)
 
 
 # What Llama has, and in its names most of those that came after it.

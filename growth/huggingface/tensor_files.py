@@ -9,18 +9,14 @@ import json
 import math
 import mmap
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from growth.errors import InputError
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # The dtypes that can be grown, by their names in a file.
 DTYPES: dict[str, np.dtype] = {
@@ -36,12 +32,12 @@ class CheckpointFileError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """What a tensor is, without its numbers.
 
     Attributes:
       shape: its shape.
-      dtype: its dtype's name in a file.
+      dtype: its dtype's name in a file, a key of `DTYPES` where it can be grown.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +55,7 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file.
 
     Attributes:
@@ -70,7 +66,7 @@ class Stored:
 
     path: Path
     offset: int
-    spec: Spec
+    spec: TensorSpec
 
     def read(self) -> np.ndarray:
         """The tensor, mapped for as long as the array is there.
@@ -91,13 +87,21 @@ class Stored:
         return np.frombuffer(pages, dtype, size, before).reshape(self.spec.shape)
 
 
-def stored(path: Path) -> dict[str, Stored]:
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name; reads its header only.
 
     Raises:
       CheckpointFileError: the file is no safetensors file, or it is truncated.
-      OSError: it cannot be opened.
+      InputError: the safetensors library is not installed.
+      OSError: the file cannot be opened.
     """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise InputError(
+            "safetensors files are read by the library safetensors, which is not installed: "
+            "pip install 'flax-growth[huggingface]'"
+        ) from error
     try:
         with safe_open(path, "np"):
             pass  # the library checks everything that can be wrong with a file
@@ -110,28 +114,30 @@ def stored(path: Path) -> dict[str, Stored]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
-        name: Stored(
-            path, 8 + length + held["data_offsets"][0], Spec(tuple(held["shape"]), held["dtype"])
+        name: StoredTensor(
+            path,
+            8 + length + entry["data_offsets"][0],
+            TensorSpec(tuple(entry["shape"]), entry["dtype"]),
         )
-        for name, held in header.items()
+        for name, entry in header.items()
     }
 
 
-class Writer:
+class TensorFileWriter:
     """A safetensors file that is written tensor by tensor, in the order of `names`.
 
     Args:
       path: the file.
-      tensors: all that it will hold, by name.
+      specs: all tensors that it will hold, by name.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, Spec]):
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]):
         # Wide dtypes first, so that every tensor is aligned.
-        self.names = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].itemsize)
+        self.names = sorted(specs, key=lambda name: -DTYPES[specs[name].dtype].itemsize)
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name in self.names:
-            spec = tensors[name]
+            spec = specs[name]
             start, end = end, end + spec.bytes
             header[name] = dict(dtype=spec.dtype, shape=spec.shape, data_offsets=(start, end))
         text = json.dumps(header, separators=(",", ":")).encode()
@@ -156,84 +162,13 @@ class Writer:
         self.close()
 
 
-def shards(tensors: Mapping[str, Spec], max_bytes: int) -> dict[str, dict[str, Spec]]:
-    """Splits tensors into files of at most so many bytes, one tensor at least in each.
-
-    Returns:
-      The tensors of each file, by its name: `model.safetensors`, or `model-00001-of-00003...`.
-    """
-    files: list[dict[str, Spec]] = [{}]
-    filled = 0
-    for name, spec in tensors.items():
-        if files[-1] and filled + spec.bytes > max_bytes:
-            files.append({})
-            filled = 0
-        files[-1][name] = spec
-        filled += spec.bytes
-    if len(files) == 1:
-        return {SINGLE: files[0]}
-    return {
-        f"model-{number:05}-of-{len(files):05}.safetensors": held
-        for number, held in enumerate(files, start=1)
-    }
-
-
-def index(files: Mapping[str, Mapping[str, Spec]]) -> dict[str, Any]:
-    """What `model.safetensors.index.json` says of several files."""
-    every: Sequence[Spec] = [spec for held in files.values() for spec in held.values()]
-    return {
-        "metadata": {
-            "total_parameters": sum(spec.size for spec in every),
-            "total_size": sum(spec.bytes for spec in every),
-        },
-        "weight_map": {name: file for file, held in files.items() for name in sorted(held)},
-    }
-
-
-def write_files(
-    directory: Path,
-    config: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Spec]],
-    arrays: Callable[[Sequence[str]], Iterable[np.ndarray]],
-) -> None:
-    """Writes `config.json`, all tensors, and the index where they are in several files.
-
-    Args:
-      directory: where; it is there.
-      config: what `config.json` says.
-      files: the tensors of each file.
-      arrays: gives the tensors of some names, in that order.
-    """
-    write_json(directory / "config.json", config)
-    if len(files) > 1:
-        write_json(directory / INDEX, index(files))
-    for file, held in files.items():
-        with Writer(directory / file, held) as writer:
-            for array in arrays(writer.names):
-                writer.write(array)
-
-
-def code(dtype: str) -> str:
+def dtype_code(dtype: str) -> str:
     """The name in a file of a dtype, such as "float32".
 
     Raises:
       InputError: it is none that can be grown.
     """
-    names = {kind.name: code for code, kind in DTYPES.items()}
-    if dtype not in names:
-        raise InputError(f"dtype is {dtype!r}, but it must be one of {', '.join(names)}")
-    return names[dtype]
-
-
-def number_of_bytes(size: int | str) -> int:
-    """A number of bytes, also where it is written as "5GB" or "500MB"."""
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    match = re.fullmatch(r"(\d+)\s*([KMG]?B?)", str(size).strip().upper())
-    if not match or match[2] not in units or not int(match[1]):
-        raise InputError(f"max_shard_size is {size!r}, but it must be bytes, or like 500MB or 5GB")
-    return int(match[1]) * units[match[2]]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes one of the files beside the tensors."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    codes = {known.name: code for code, known in DTYPES.items()}
+    if dtype not in codes:
+        raise InputError(f"dtype is {dtype!r}, but it must be one of {', '.join(codes)}")
+    return codes[dtype]

@@ -1,0 +1,82 @@
+"""A checkpoint of Hugging Face as parameters of the reference model."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from growth.architecture import Architecture
+from growth.blueprints import pytrees
+from growth.huggingface.checkpoint import open_checkpoint
+from growth.huggingface.checkpoint_files import CONFIG, read_json
+from growth.huggingface.config_map import read_config
+from growth.huggingface.conversion.matching import matching_views
+from growth.huggingface.families import family_of
+from growth.huggingface.family import FamilyError, Limits
+from growth.huggingface.tensor_files import DTYPES
+from growth.models import initial_parameters
+from growth.types import Params
+
+
+def load_architecture(source: str | os.PathLike) -> Architecture:
+    """What the model of a Hugging Face checkpoint is; reads `config.json` only.
+
+    Args:
+      source: the directory of the checkpoint.
+
+    Raises:
+      InputError: there is no `config.json`.
+      FamilyError: the family is not known, or its config says what growth does not know.
+    """
+    config = read_json(Path(source), CONFIG)
+    return read_config(config, family_of(config))
+
+
+def load(
+    source: str | os.PathLike, *, dtype: str | None = "float32"
+) -> tuple[Architecture, Params]:
+    """The reference model of a Hugging Face checkpoint.
+
+    Args:
+      source: the directory of the checkpoint.
+      dtype: that of the parameters; None for that of the first tensor.
+
+    Returns:
+      The architecture, and the parameters as `growth.models` takes them.
+
+    Raises:
+      FamilyError: the reference model does not compute what this model does.
+      InputError: the checkpoint is broken; see `open_checkpoint`.
+    """
+    checkpoint = open_checkpoint(Path(source))
+    check_computed_by_reference(checkpoint.limits)
+    architecture = checkpoint.architecture
+    stored = DTYPES[next(iter(checkpoint.tensors.values())).spec.dtype]
+    numbers = stored if dtype is None else jnp.dtype(dtype)
+    shapes = jax.eval_shape(lambda: initial_parameters(architecture, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, numbers), shapes)
+    arrays = {leaf.path: leaf.value for leaf in pytrees.leaves(params)}
+    for name, parameter in checkpoint.parameters.items():
+        for in_tensor, in_reference in matching_views(
+            checkpoint.read(name),
+            arrays,
+            parameter=parameter,
+            family=checkpoint.family,
+            architecture=architecture,
+        ):
+            in_reference[...] = in_tensor
+    return architecture, jax.tree.map(jnp.asarray, params)
+
+
+def check_computed_by_reference(limits: Limits) -> None:
+    """Refuses a model that the reference model does not compute.
+
+    Raises:
+      FamilyError: it does not; with the reason.
+    """
+    if limits.reference_model is not None:
+        raise FamilyError(
+            f"the reference model does not compute this model: {limits.reference_model}"
+        )

@@ -1,0 +1,102 @@
+"""Parameters of the reference model as a checkpoint of Hugging Face."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from growth.architecture import Architecture
+from growth.blueprints import pytrees
+from growth.files import atomic_directory
+from growth.huggingface.checkpoint import open_checkpoint
+from growth.huggingface.checkpoint_files import parse_bytes, shard, write_checkpoint
+from growth.huggingface.config_map import grown_config, limits_of, new_config
+from growth.huggingface.conversion.loading import check_computed_by_reference
+from growth.huggingface.conversion.matching import matching_views, tensor_shape, tensors_of
+from growth.huggingface.families import FAMILIES
+from growth.huggingface.family import Config, Family, FamilyError
+from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
+from growth.types import Params
+
+
+def save(
+    architecture: Architecture,
+    params: Params,
+    output: str | os.PathLike,
+    *,
+    like: str | os.PathLike | None = None,
+    family: str | None = None,
+    config: Config | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes parameters of the reference model as a Hugging Face checkpoint.
+
+    Args:
+      architecture: what the model is.
+      params: its parameters, as `growth.models` has them.
+      output: the directory to write, which must not exist. It appears when it is whole.
+      like: a checkpoint that the model was loaded from, and maybe grew from: its config is kept but
+        for what grew, and its tokenizer is carried over.
+      family: the model_type, where there is no `like`.
+      config: what `config.json` shall say besides, such as `{"bos_token_id": 1}`.
+      dtype: of the tensors: "float32", "bfloat16", ...; None for that of the parameters.
+      max_shard_size: how large a file may be, in bytes, or as "500MB", "5GB".
+
+    Raises:
+      FamilyError: neither `like` nor a known `family` is given, or the reference model does not
+        compute what such a model does.
+      GrowthError: the family's config cannot say the architecture.
+      InputError: `dtype` is not known; or `output` exists, or its disk is full.
+    """
+    output = Path(output).absolute()
+    besides, companions = dict(config or {}), []
+    if like is None:
+        chosen = _family_named(family)
+        check_computed_by_reference(limits_of(besides, chosen))
+        written = new_config(architecture, chosen, besides)
+    else:
+        origin = open_checkpoint(Path(like))
+        chosen, companions = origin.family, origin.companion_files
+        besides = origin.config | besides
+        check_computed_by_reference(limits_of(besides, chosen))
+        if architecture.position != "learned":  # it may have been trained on shorter sequences
+            architecture = architecture.replace(max_length=origin.architecture.max_length)
+        written = grown_config(besides, chosen, architecture)
+
+    arrays = {leaf.path: np.asarray(leaf.value) for leaf in pytrees.leaves(params)}
+    name = str(next(iter(arrays.values())).dtype) if dtype is None else dtype
+    parameters = {p.name: p for p in tensors_of(architecture, chosen)}
+    specs = {
+        n: TensorSpec(tensor_shape(p, chosen, architecture), dtype_code(name))
+        for n, p in parameters.items()
+    }
+    shards = shard(specs, parse_bytes(max_shard_size))
+    written["torch_dtype" if "torch_dtype" in written else "dtype"] = name
+
+    def arrays_of(names: Sequence[str]) -> Iterator[np.ndarray]:
+        for n in names:
+            tensor = np.zeros(specs[n].shape, DTYPES[specs[n].dtype])
+            for in_tensor, in_reference in matching_views(
+                tensor,
+                arrays,
+                parameter=parameters[n],
+                family=chosen,
+                architecture=architecture,
+            ):
+                in_tensor[...] = in_reference
+            yield tensor
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(output, sum(spec.bytes for spec in specs.values())) as directory:
+        for path in companions:
+            shutil.copy2(path, directory / path.name)
+        write_checkpoint(directory, written, shards, arrays_of)
+
+
+def _family_named(name: str | None) -> Family:
+    if name not in FAMILIES:
+        raise FamilyError(f"family is {name!r}, but it must be one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
