@@ -18,8 +18,13 @@ from growth.cli import errors
 from growth.models import make_model
 from growth.training.data.batches import train_iterator
 from growth.training.data.dataset import load_dataset
-from growth.training.run import load_model
-from growth.training.step import batch_logits, batch_residual_stream, cross_entropy, loss
+from growth.training.run.restore import load_model
+from growth.training.step import (
+    batch_logits,
+    batch_loss,
+    batch_residual_stream,
+    cross_entropy,
+)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> None:
         validation = load_dataset(config.data, model.architecture).validation
         batches = train_iterator(validation, batch_size=_BATCH_SIZE.value, seed=_SEED.value)
         batch = next(batches)
-        probe_loss = functools.partial(loss, make_model(plan.target), batch=next(batches))
+        probe_loss = functools.partial(batch_loss, make_model(plan.target), batch=next(batches))
         key = jax.random.key(_SEED.value)
         grown = expand(params, plan, key=key, init=_INIT.value, loss=probe_loss)
         certificate = certify(

@@ -8,7 +8,7 @@ from absl import app, flags
 
 from growth.errors import InputError
 from growth.training.config import ConfigError
-from growth.training.run import DivergedError
+from growth.training.run.stopping import DivergedError
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from growth.cli import errors
 from growth.huggingface import save
-from growth.training.run import load_model
+from growth.training.run.restore import load_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "What to write; it must not exist.", required=True)
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         model, params, _ = load_model(_WORKDIR.value, _STEP.value)
         save(
-            _OUTPUT.value,
             model.architecture,
             params,
+            _OUTPUT.value,
             like=_LIKE.value,
             family=_FAMILY.value,
             dtype=_DTYPE.value,

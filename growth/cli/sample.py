@@ -7,8 +7,8 @@ from absl import app, flags, logging
 
 from growth.cli import errors
 from growth.training.data.tokenizers import load_tokenizer
-from growth.training.generate import generate
-from growth.training.run import load_model
+from growth.training.generation import generate
+from growth.training.run.restore import load_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "The text to continue.", required=True)

@@ -13,8 +13,8 @@ from ml_collections import config_flags
 
 from growth.cli import errors
 from growth.training.config import parse
-from growth.training.dry_run import dry_run
 from growth.training.loop import train
+from growth.training.report.preview import dry_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or one like them.", lock_config=True

@@ -21,6 +21,8 @@ from orbax.checkpoint import v1 as ocp
 
 from growth.errors import InputError
 
+Pytree = Any
+
 # The name of the arrays within a checkpoint.
 _STATE = "state"
 
@@ -90,6 +92,17 @@ class Checkpoints:
         """The step of the newest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
+    def newest_step(self) -> int:
+        """The step of the newest complete checkpoint.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self._directory}")
+        return step
+
     def metadata(self, step: int) -> dict[str, Any]:
         """What `save` was given as metadata at `step`. Reads no arrays.
 
@@ -105,7 +118,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: Pytree,
         iterator: "grain.DatasetIterator | Place",
         metadata: Mapping[str, Any],
     ) -> None:
@@ -138,8 +151,8 @@ class Checkpoints:
             )
 
     def restore(
-        self, step: int, abstract_state: Any, iterator: grain.DatasetIterator | None = None
-    ) -> Any:
+        self, step: int, abstract_state: Pytree, iterator: grain.DatasetIterator | None = None
+    ) -> Pytree:
         """Loads a state onto the devices that `abstract_state` names.
 
         Args:
@@ -199,7 +212,7 @@ class Checkpoints:
         self.close()
 
 
-def _differences(saved: Any, expected: Any) -> list[str]:
+def _differences(saved: Pytree, expected: Pytree) -> list[str]:
     """One line for each leaf whose shape or dtype differs, or that only one of two trees has."""
     there, wanted = _leaves(saved), _leaves(expected)
     return [
@@ -210,7 +223,7 @@ def _differences(saved: Any, expected: Any) -> list[str]:
     ]
 
 
-def _leaves(tree: Any) -> dict[str, str]:
+def _leaves(tree: Pytree) -> dict[str, str]:
     """The path of each leaf, and its dtype and shape."""
 
     def describe(leaf: Any) -> str:

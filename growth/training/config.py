@@ -6,6 +6,7 @@ set from the command line; `parse` makes a `TrainConfig` of it. Nothing behind i
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
 from growth.errors import InputError
-from growth.training.data.batches import DataConfig
+from growth.training.data.config import DataConfig
 from growth.training.schedule import Stage, stages, training_flops
 
 
@@ -118,7 +119,10 @@ class TrainConfig:
       data, optimizer, mesh, samples: see there.
       certify: whether each growth is certified, by `growth.certify` on a batch of the evaluation
         set; certificates are written to the run's directory, and a promise that is broken ends the
-        run. If not, the loss and the logits before and after are compared.
+        run, whatever `growth_tolerance` is.
+      growth_tolerance: how far a growth may move logits in float32, relative to the largest logit;
+        one that moves them further ends the run before it. None: as far as growth promises for
+        `param_dtype`.
       eval_every: steps between evaluations; there is one at the end of every stage in any case.
       eval_batches: batches of an evaluation.
       checkpoint_every: steps between checkpoints; the end of every stage is kept in any case.
@@ -137,6 +141,7 @@ class TrainConfig:
     param_dtype: str = "float32"
     remat: bool = False
     certify: bool = False
+    growth_tolerance: float | None = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -156,6 +161,9 @@ class TrainConfig:
             _check(
                 self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16"
             )
+        tolerance = self.growth_tolerance
+        accepted = "a positive number, or None for what growth promises"
+        _check(self, "growth_tolerance", tolerance is None or 0 < tolerance < math.inf, accepted)
         self._check_growth_is_in_stable_part()
 
     @property
@@ -205,6 +213,8 @@ def defaults(**architecture: Any) -> ml_collections.ConfigDict:
     for field in dataclasses.fields(TrainConfig):
         if field.name in _PARTS:
             config[field.name] = dataclasses.asdict(_PARTS[field.name]())
+        elif field.name == "growth_tolerance":
+            config[field.name] = placeholder(float)  # which lets None be changed
         elif field.name != "architecture":
             config[field.name] = field.default
     return config
@@ -214,7 +224,7 @@ def _all_fields(architecture: dict[str, Any]) -> dict[str, Any]:
     """The given fields of an architecture, and the defaults of the others."""
     fields = dataclasses.fields(Architecture)
     optional = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    # A config would not let None be changed, but for a placeholder.
+    # As for growth_tolerance; the types of these are many.
     unset = {name: placeholder(object) for name, value in optional.items() if value is None}
     return optional | unset | architecture
 

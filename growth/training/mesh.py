@@ -15,6 +15,7 @@ from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.models import logical_axes
 from growth.training.config import MeshConfig
+from growth.types import OptState, Params
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -26,6 +27,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("mlp", "tensor"),
     ("vocab", "tensor"),
 )
+
+# A tree of `PartitionSpec`s, one for each array of another tree.
+Partitions = Any
 
 BATCH = PartitionSpec(dict(RULES)["batch"])
 
@@ -90,9 +94,9 @@ def partition(axes: Sequence[str], shape: Sequence[int], sizes: Mapping[str, int
 
 
 def parameter_partitions(
-    architecture: Architecture, abstract: Any, sizes: Mapping[str, int]
-) -> Any:
-    """How each parameter is split: a tree of `PartitionSpec`s.
+    architecture: Architecture, abstract: Params, sizes: Mapping[str, int]
+) -> Partitions:
+    """How each parameter is split.
 
     Args:
       architecture: what the parameters are.
@@ -104,7 +108,9 @@ def parameter_partitions(
     )
 
 
-def optimizer_partitions(abstract_state: Any, abstract: Any, partitions: Any) -> Any:
+def optimizer_partitions(
+    abstract_state: OptState, abstract: Params, partitions: Partitions
+) -> Partitions:
     """How each leaf of an optimizer state is split: like its parameter, or not at all.
 
     A leaf belongs to the parameter whose path its own ends with, if it has the parameter's shape.
@@ -118,7 +124,7 @@ def optimizer_partitions(abstract_state: Any, abstract: Any, partitions: Any) ->
     specs = jax.tree.leaves(partitions, is_leaf=_is_spec)
     known = {path: (leaf.shape, spec) for (path, leaf), spec in zip(leaves, specs, strict=True)}
 
-    def split(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+    def split(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
         for start in range(len(path) + 1):
             shape, spec = known.get(path[start:], (None, None))
             if shape == leaf.shape:
@@ -128,8 +134,8 @@ def optimizer_partitions(abstract_state: Any, abstract: Any, partitions: Any) ->
     return jax.tree_util.tree_map_with_path(split, abstract_state)
 
 
-def shardings(mesh: Mesh, partitions: Any) -> Any:
-    """The partitions on a mesh."""
+def shardings(mesh: Mesh, partitions: Partitions) -> Any:
+    """The partitions on a mesh: a tree of `NamedSharding`s."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partitions, is_leaf=_is_spec)
 
 
@@ -137,7 +143,7 @@ def _is_spec(node: Any) -> bool:
     return isinstance(node, PartitionSpec)
 
 
-def bytes_per_device(abstract: Any, partitions: Any, sizes: Mapping[str, int]) -> int:
+def bytes_per_device(abstract: Any, partitions: Partitions, sizes: Mapping[str, int]) -> int:
     """Bytes that each device holds of a tree. Needs no devices, and allocates nothing."""
 
     def held(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec) -> int:

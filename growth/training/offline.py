@@ -17,20 +17,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from growth.certification.tolerances import MEASURED_IN_FLOAT32
 from growth.errors import InputError
 from growth.expansion.initialization import GradMax
-from growth.files import atomic_directory
-from growth.models import make_model
+from growth.files import atomic_directory, write_atomically
+from growth.models import logits, make_model
 from growth.rules.growth_plan import GrowthPlan
-from growth.training import mesh as meshes
-from growth.training.checkpoints import CheckpointError, Checkpoints
-from growth.training.config import MeshConfig, TrainConfig, parse
-from growth.training.metrics import FILE_NAME, MetricsWriter
+from growth.training.checkpoints import Checkpoints
+from growth.training.config import TrainConfig
+from growth.training.growth_step import grow_state, require_preserved
 from growth.training.optimization import make_optimizer
-from growth.training.run import write_config
-from growth.training.schedule import MOMENTS, Stage, flops_spent, stages, training_flops
-from growth.training.state import grow_state, restorable_state
+from growth.training.report.metrics import FILE_NAME, MetricsWriter
+from growth.training.run.logging import log_growth
+from growth.training.run.restore import load_metadata, load_state, save_state, write_config
+from growth.training.run.run import relative_difference
+from growth.training.schedule import MOMENTS, Stage, stages, training_flops
+from growth.types import Inputs, Params
 
 _CONFIG = '''"""What growth.cli.expand made of {source}, at step {step}.
 
@@ -77,13 +78,17 @@ class RunExpansion:
         return self.stage.plan
 
 
-def is_run(directory: str | os.PathLike) -> bool:
+def is_run(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory is that of a run."""
     return (Path(directory) / "checkpoints").is_dir()
 
 
 def plan_run(
-    source: str | os.PathLike, growth: Mapping[str, Any], step: int | None = None
+    source: str | os.PathLike[str],
+    growth: Mapping[str, Any],
+    step: int | None = None,
+    *,
+    growth_tolerance: float | None = None,
 ) -> RunExpansion:
     """Plans a growth step of a run's checkpoint; reads no arrays.
 
@@ -94,6 +99,8 @@ def plan_run(
       growth: a growth step as in a schedule, without its `step`: the arguments of `growth.grow_to`,
         and maybe `init`, `moments` and `rewarming`.
       step: which checkpoint; None for the newest.
+      growth_tolerance: how far logits may move, as in `TrainConfig`, from then on; None: what the
+        run says.
 
     Raises:
       CheckpointError: there is no such checkpoint.
@@ -102,11 +109,9 @@ def plan_run(
     """
     source = Path(source)
     with Checkpoints(source / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in {source}")
-        about = checkpoints.metadata(step)
-    config, index = parse(about["config"]), about["stage"]
+        step = checkpoints.newest_step() if step is None else step
+        saved = load_metadata(checkpoints, step)
+    config, index = saved.config, saved.stage
     if step == config.stages[index].start:
         raise InputError(
             f"the checkpoint at step {step} has just grown: train it on before it grows again, or "
@@ -125,6 +130,7 @@ def plan_run(
         growth=steps,
         num_steps=num_steps,
         optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
+        growth_tolerance=config.growth_tolerance if growth_tolerance is None else growth_tolerance,
     )
     expansion = RunExpansion(source, grown)
     if expansion.stage.init.needs(GradMax):
@@ -135,7 +141,7 @@ def plan_run(
     return expansion
 
 
-def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int = 0) -> float:
+def expand_run(expansion: RunExpansion, output: str | os.PathLike[str], *, seed: int = 0) -> float:
     """Does what was planned.
 
     Args:
@@ -147,33 +153,25 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int 
       The largest difference of logits in float32, relative to the largest.
 
     Raises:
-      InputError: `output` exists, or its disk is full, or the function changed. Nothing is left.
+      InputError: `output` exists, or its disk is full. Nothing is left.
+      PreservationError: the function changed by more than is accepted. Nothing is written.
     """
     config, stage, plan = expansion.config, expansion.stage, expansion.plan
-    tx = make_optimizer(config)
-    mesh = meshes.make_mesh(MeshConfig(data=1), batch_size=1)
     output = Path(output).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     with Checkpoints(expansion.source / "checkpoints") as checkpoints:
-        target = restorable_state(plan.source, tx, config.param_dtype, mesh)
-        state = checkpoints.restore(stage.start, target)
+        state, mesh = load_state(checkpoints, stage.start, config, plan.source)
         place = checkpoints.place(stage.start)
     began = time.perf_counter()
+    tx = make_optimizer(config)
     grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, seed))
     seconds = time.perf_counter() - began
     difference = _difference(plan, state.params, grown.params)
-    limit = MEASURED_IN_FLOAT32[config.param_dtype]
-    if not difference <= limit:
-        raise InputError(f"logits differ by {difference:.1e} in float32, more than {limit}")
+    require_preserved(difference, config, stage, option="growth_tolerance")
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(grown))
-    about = {
-        "architecture": plan.target.to_dict(),
-        "stage": stage.index,
-        "config": config.to_dict(),
-    }
     with atomic_directory(output, num_bytes) as directory:
         with Checkpoints(directory / "checkpoints") as checkpoints:
-            checkpoints.save(stage.start, grown, place, about)
+            save_state(checkpoints, config, stage, grown, place)
         write_config(config, directory)
         text = _CONFIG.format(
             source=expansion.source,
@@ -181,43 +179,30 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike, *, seed: int 
             step=stage.start,
             config=pprint.pformat(config.to_dict(), width=96, sort_dicts=False),
         )
-        (directory / "config.py").write_text(text, encoding="utf-8")
-        _carry_metrics(expansion, directory, logit_error=difference, seconds=seconds)
+        write_atomically(directory / "config.py", text)
+        # The records of the run until now, and one of its growth.
+        if (expansion.source / FILE_NAME).is_file():
+            shutil.copy(expansion.source / FILE_NAME, directory)
+        with MetricsWriter(directory, stage.start, stage.index - 1) as metrics:
+            log_growth(metrics, config, stage, logit_error=difference, seconds=seconds)
     return difference
 
 
-def _carry_metrics(expansion: RunExpansion, directory: Path, **measured: float) -> None:
-    """The records of the run until now, and one of its growth."""
-    config, stage, plan = expansion.config, expansion.stage, expansion.plan
-    if (expansion.source / FILE_NAME).is_file():
-        shutil.copy(expansion.source / FILE_NAME, directory)
-    with MetricsWriter(directory, stage.start, stage.index - 1) as metrics:
-        metrics.write(
-            "growth",
-            stage.start,
-            stage=stage.index,
-            parameters_before=plan.source.num_parameters,
-            parameters_after=plan.target.num_parameters,
-            flops=flops_spent(config.stages, stage.start, config.tokens_per_step),
-            changes=plan.changes,
-            **measured,
-        )
-
-
-def _difference(plan: GrowthPlan, old: Any, new: Any) -> float:
+def _difference(plan: GrowthPlan, old: Params, new: Params) -> float:
+    """How far logits move in float32, on random inputs."""
     random = np.random.default_rng(0)
     arch = plan.source
-    inputs: np.ndarray
+    inputs: Inputs
     if arch.patches is None:
         inputs = random.integers(0, arch.vocab_size, (2, arch.max_length))
     else:
         inputs = random.standard_normal((2, *arch.patches.shape), np.float32)
     with jax.default_matmul_precision("float32"):
         before, after = (
-            np.asarray(make_model(a, dtype=np.float32).apply({"params": p}, inputs))
+            logits(make_model(a, dtype=np.float32), p, inputs)
             for a, p in ((plan.source, old), (plan.target, new))
         )
-    return float(np.abs(after - before).max() / np.abs(before).max())
+    return float(relative_difference(before, after))
 
 
 def _shown(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 from growth.optimizer.post_growth import Event, correct_by_age, rewarm
 from growth.training.config import OptimizerConfig, TrainConfig
 from growth.training.schedule import Stage, training_flops
+from growth.types import Params, ParamsLike
 
 
 def flops_at(stages: Sequence[Stage], tokens_per_step: int) -> optax.Schedule:
@@ -69,14 +69,14 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
-        correct_by_age(events, settings.b1, settings.b2),
+        correct_by_age(events, b1=settings.b1, b2=settings.b2),
         optax.add_decayed_weights(settings.weight_decay, decayed),
         optax.scale_by_learning_rate(learning_rate(settings, stages, config.tokens_per_step)),
         rewarm(events),
     )
 
 
-def decayed(parameters: Any) -> Any:
+def decayed(parameters: Params) -> ParamsLike:
     """Which parameters weight decay acts on: kernels, not gains, biases and embeddings.
 
     A function of the parameters rather than a tree of answers, for it must also hold after growth.

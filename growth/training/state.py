@@ -1,8 +1,7 @@
-"""The training state: made on the mesh, grown on the mesh."""
+"""The training state: its parts, made on the mesh that holds them."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from growth import huggingface, models
 from growth.architecture import Architecture
-from growth.expansion.parameters import expand
 from growth.models import Model, initial_parameters
-from growth.optimizer import expand_optimizer_state
 from growth.training import mesh as meshes
 from growth.training.config import ConfigError, TrainConfig
-from growth.training.schedule import Stage
+from growth.types import OptState, Params
 
 
 @functools.partial(
@@ -25,7 +22,7 @@ from growth.training.schedule import Stage
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step of training changes.
+    """What a step of training changes; also a tree of what describes its leaves, such as shardings.
 
     Attributes:
       step: optimizer steps taken, int32 [].
@@ -34,12 +31,12 @@ class TrainState:
     """
 
     step: Any
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: OptState
 
 
 def make_model(
-    config: TrainConfig, architecture: Architecture, stream_sharding: NamedSharding | None = None
+    config: TrainConfig, architecture: Architecture, residual_sharding: NamedSharding | None = None
 ) -> Model:
     """The model of a stage; its residual stream split over a mesh where a sharding is given."""
     dtypes = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
@@ -48,7 +45,7 @@ def make_model(
         dtype=dtypes[0],
         param_dtype=dtypes[1],
         remat=config.remat,
-        stream_sharding=stream_sharding,
+        stream_sharding=residual_sharding,
     )
 
 
@@ -93,24 +90,24 @@ def init_state(
     return jax.jit(init, out_shardings=shardings)(key)
 
 
-def started_from(config: TrainConfig, here: Architecture, state: TrainState) -> TrainState:
+def with_pretrained_parameters(state: TrainState, config: TrainConfig) -> TrainState:
     """A fresh state with the parameters of a checkpoint of Hugging Face.
 
     Args:
+      state: the fresh state of the first stage, on the mesh.
       config: the run, which names the checkpoint.
-      here: the architecture of its first stage.
-      state: the fresh state, on the mesh.
 
     Raises:
       ConfigError: the checkpoint has another architecture; the message says where they differ.
     """
-    there, params = huggingface.load(config.initialize_from, config.param_dtype)
-    if here.position != "learned":
-        there = there.replace(max_length=here.max_length)  # on which no parameter depends
-    if there != here:
+    wanted = config.architecture
+    found, params = huggingface.load(config.initialize_from, dtype=config.param_dtype)
+    if wanted.position != "learned":
+        found = found.replace(max_length=wanted.max_length)  # on which no parameter depends
+    if found != wanted:
         raise ConfigError(
             f"initialize_from is {config.initialize_from}, another architecture: it has "
-            f"{differing(there, here)}"
+            f"{differing(found, wanted)}"
         )
     place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
     return dataclasses.replace(state, params=place(params, state.params))
@@ -132,48 +129,6 @@ def restorable_state(
         abstract_state(architecture, tx, param_dtype),
         state_shardings(architecture, tx, param_dtype, mesh),
     )
-
-
-def grow_state(
-    state: TrainState,
-    stage: Stage,
-    tx: optax.GradientTransformation,
-    param_dtype: str,
-    mesh: Mesh,
-    seed: int,
-    loss: Callable[[Any], jax.Array] | None = None,
-) -> TrainState:
-    """Carries every leaf of a state into a stage, on the mesh, without the host.
-
-    Args:
-      state: the state at the end of the stage before.
-      stage: says what grows, what new entries are, and how they join the optimizer.
-      tx: the optimizer.
-      param_dtype: dtype of the parameters.
-      mesh: where the state is.
-      seed: decides what new entries are, together with the step at which the stage begins.
-      loss: of a batch, at the larger parameters; for what takes its gradient.
-    """
-    assert stage.plan is not None
-    plan, moments = stage.plan, "zeros" if stage.moments == "age" else stage.moments
-
-    def grow(state: TrainState, key: jax.Array) -> TrainState:
-        params = expand(state.params, plan, key=key, init=stage.init, loss=loss)
-        gradient = jax.grad(loss)(params) if moments == "probe" and loss else None
-        opt_state = expand_optimizer_state(
-            state.opt_state,
-            plan,
-            tx=tx,
-            params=state.params,
-            grown=params,
-            moments=moments,
-            gradient=gradient,
-        )
-        return TrainState(state.step, params, opt_state)
-
-    shardings = state_shardings(plan.target, tx, param_dtype, mesh)
-    key = jax.random.fold_in(jax.random.key(seed), stage.start)
-    return jax.jit(grow, out_shardings=shardings)(state, key)
 
 
 def _init(

@@ -1,7 +1,6 @@
 """One step of training, and one evaluation: pure functions for `jax.jit`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,12 @@ from growth.architecture import Architecture
 from growth.models import Model, logits
 from growth.training.data.batches import Batch
 from growth.training.state import TrainState
+from growth.types import Params
 
 Metrics = dict[str, jax.Array]
 
 
-def loss(model: Model, params: Any, batch: Batch) -> jax.Array:
+def batch_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
     """Mean cross entropy of the targets, in nats."""
     return cross_entropy(logits(model, params, batch.inputs), batch)
 
@@ -27,12 +27,14 @@ def cross_entropy(scores: jax.Array, batch: Batch) -> jax.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch.targets).mean()
 
 
-def batch_logits(architecture: Architecture, params: Any, batch: Batch) -> jax.Array:
+def batch_logits(architecture: Architecture, params: Params, batch: Batch) -> jax.Array:
     """The logits of a batch, for `growth.certify`; its loss is `cross_entropy`."""
     return models.apply(architecture, params, batch.inputs)
 
 
-def batch_residual_stream(architecture: Architecture, params: Any, batch: Batch) -> list[jax.Array]:
+def batch_residual_stream(
+    architecture: Architecture, params: Params, batch: Batch
+) -> list[jax.Array]:
     """The residual stream of a batch after each layer, for `growth.certify`."""
     return models.residual_stream(architecture, params, batch.inputs)
 
@@ -43,21 +45,19 @@ def make_train_step(
     """The function that takes one optimizer step on a batch."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        value, gradients = jax.value_and_grad(lambda params: loss(model, params, batch))(
-            state.params
-        )
+        loss, gradients = jax.value_and_grad(batch_loss, argnums=1)(model, state.params, batch)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
 
 
-def make_evaluation(model: Model) -> Callable[[Any, Batch], Metrics]:
+def make_evaluation(model: Model) -> Callable[[Params, Batch], Metrics]:
     """The function that takes parameters and batches [n, batch, ...] to mean loss and accuracy."""
 
-    def evaluate(params: Any, batches: Batch) -> Metrics:
+    def evaluate(params: Params, batches: Batch) -> Metrics:
         def measure(batch: Batch) -> Metrics:
             scores = logits(model, params, batch.inputs)
             right = scores.argmax(axis=-1) == batch.targets

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from growth.cli import errors
 from growth.training.config import parse
-from growth.training.dry_run import dry_run
 from growth.training.loop import train
 from growth.training.mesh import MESH_AXES
-from growth.training.run import load_model
+from growth.training.report.preview import dry_run
+from growth.training.run.restore import load_model
 from tests.helpers import runs
 
 # All that need no argument.

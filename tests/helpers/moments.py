@@ -10,7 +10,7 @@ import optax
 import growth
 from growth.models import Transformer
 from growth.training.data.batches import Batch
-from growth.training.step import loss
+from growth.training.step import batch_loss
 from tests.helpers import networks
 from tests.helpers.networks import ARCHITECTURES, random_parameters
 
@@ -43,7 +43,7 @@ def gradients(name, grown):
     """The gradients of many batches, stacked; in the grown network, or in the one it came from."""
     plan = plan_of(name)
     model = Transformer(plan.target if grown else plan.source)
-    gradient = jax.grad(lambda parameters, batch: loss(model, parameters, batch))
+    gradient = jax.grad(lambda parameters, batch: batch_loss(model, parameters, batch))
     every = jax.jit(
         lambda p: jax.lax.map(lambda batch: gradient(p, batch), random_batches((STEPS, 4), 1))
     )

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from growth.training.checkpoints import Checkpoints
 from growth.training.config import defaults
-from growth.training.metrics import read_metrics
+from growth.training.report.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from growth.training import mesh as meshes
 from growth.training.data.batches import Batch
 from growth.training.optimization import decayed
 from growth.training.state import TrainState
-from growth.training.step import loss, make_train_step
+from growth.training.step import batch_loss, make_train_step
 from tests.helpers import networks, optimizers
 from tests.helpers.moments import (
     STEPS,
@@ -73,7 +73,7 @@ def meshed(architecture):
     weights = jax.device_put(weights, meshes.shardings(mesh, partitions))
     tokens = np.random.default_rng(2).integers(0, 16, (4, 9))
     model, batch = Transformer(architecture), Batch(tokens[:, :-1], tokens[:, 1:])
-    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(model, p, batch)))(weights)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: batch_loss(model, p, batch)))(weights)
 
     def of_state(tx):
         state = jax.eval_shape(tx.init, weights)
@@ -131,7 +131,7 @@ def test_training_goes_on_after_growth():
         return TrainState(state.step, weights, moments)
 
     batch = random_batches((4,), seed=2)
-    before = jax.jit(functools.partial(loss, Transformer(plan.source)))(state.params, batch)
+    before = jax.jit(functools.partial(batch_loss, Transformer(plan.source)))(state.params, batch)
     grown = grow(state, KEY)
     after, metrics = jax.jit(make_train_step(Transformer(plan.target), tx))(grown, batch)
     assert abs(metrics["loss"] - before) <= 1e-12

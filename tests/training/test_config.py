@@ -16,7 +16,7 @@ from growth.training.config import (
     defaults,
     parse,
 )
-from growth.training.data.batches import DataConfig, DataError
+from growth.training.data.config import DataConfig, DataError
 from growth.training.schedule import ScheduleError
 
 SIZES = dict(vocab_size=256, max_length=16, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16)

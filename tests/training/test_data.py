@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from growth.training.data.batches import Batch, DataConfig, eval_batches, train_iterator
+from growth.training.data.batches import Batch, eval_batches, train_iterator
+from growth.training.data.config import DataConfig, DataError
 from growth.training.data.text import Windows, load_corpus
-from growth.training.data.tokenizers import ByteTokenizer, DataError, load_tokenizer
+from growth.training.data.tokenizers import ByteTokenizer, load_tokenizer
 
 LENGTH = 8
 

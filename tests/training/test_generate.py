@@ -6,7 +6,7 @@ import pytest
 from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.models import Transformer
-from growth.training.generate import generate
+from growth.training.generation import generate
 from tests.helpers import networks
 
 ARCHITECTURE = Architecture.llama(

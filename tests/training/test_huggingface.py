@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from growth import huggingface
 from growth.training.config import ConfigError, parse
 from growth.training.loop import train
-from growth.training.metrics import read_metrics
-from growth.training.run import load_model
+from growth.training.report.metrics import read_metrics
+from growth.training.run.restore import load_model
 from tests.helpers import runs
 
 transformers.logging.disable_progress_bar()

@@ -13,13 +13,14 @@ from growth.cli import errors
 from growth.errors import InputError
 from growth.models import VisionTransformer
 from growth.training.config import ConfigError, defaults, parse
-from growth.training.data.batches import Batch, DataConfig, train_iterator
+from growth.training.data.batches import Batch, train_iterator
+from growth.training.data.config import DataConfig, DataError
 from growth.training.data.dataset import load_dataset
 from growth.training.data.images import load_images, shifts
-from growth.training.data.tokenizers import ByteTokenizer, DataError
-from growth.training.generate import generate
+from growth.training.data.tokenizers import ByteTokenizer
+from growth.training.generation import generate
 from growth.training.loop import train
-from growth.training.run import load_model
+from growth.training.run.restore import load_model
 from tests.helpers import networks, runs
 
 DIGITS = DataConfig(images="digits", validation_fraction=0.25)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from growth.training.interrupt import stop_request
+from growth.training.run.stopping import stop_request
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

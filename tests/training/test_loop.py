@@ -17,7 +17,7 @@ from growth.training.data.dataset import load_dataset
 from growth.training.loop import train, train_stage
 from growth.training.mesh import make_mesh
 from growth.training.optimization import make_optimizer
-from growth.training.run import load_model, open_run
+from growth.training.run.restore import load_model, open_run
 from growth.training.state import restorable_state
 from tests.helpers import networks, runs
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from growth.training.metrics import KINDS, MetricsError, MetricsWriter, read_metrics
+from growth.training.report.metrics import KINDS, MetricsError, MetricsWriter, read_metrics
 
 
 def write_run(workdir: Path, last_step: int, resume_step: int | None = None) -> None:
@@ -109,7 +109,7 @@ def test_an_unknown_kind_and_an_unwritable_value_are_refused(tmp_path):
 def test_a_killed_process_leaves_every_line_behind(tmp_path):
     program = (
         "import os, sys\n"
-        "from growth.training.metrics import MetricsWriter\n"
+        "from growth.training.report.metrics import MetricsWriter\n"
         "writer = MetricsWriter(sys.argv[1])\n"
         "for step in range(5): writer.write('train', step, stage=0, loss=1.0)\n"
         "os.kill(os.getpid(), 9)\n"

@@ -16,7 +16,7 @@ from growth.training.config import parse
 from growth.training.loop import train
 from growth.training.offline import expand_run, is_run, plan_run
 from growth.training.optimization import learning_rate
-from growth.training.run import load_model
+from growth.training.run.restore import load_model
 from growth.training.schedule import ScheduleError
 from tests.helpers import runs
 

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from growth.training.progress import Progress, format_count, format_duration, format_power
+from growth.training.formatting import format_count, format_duration, format_power
+from growth.training.report.progress import Progress
 
 
 class Clock:

@@ -1,10 +1,9 @@
-"""What data is: where it comes from, and batches of examples.
+"""Batches of examples.
 
-Batches are shuffled without end for training, and a fixed selection for evaluation. What an example
+They are shuffled without end for training, and a fixed selection for evaluation. What an example
 is, is said by `growth.training.data.text` and `growth.training.data.images`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,45 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from growth.training.data.tokenizers import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where text or images come from.
-
-    Attributes:
-      files: a glob of text files; `**` means any number of folders and `~` the home folder. ""
-        means the source files of the Python standard library, without tests and generated tables.
-      tokenizer: path of a Hugging Face tokenizer.json; "" means that a token is a byte.
-      images: for an architecture that has patches: "digits", scikit-learn's, or the path of an .npz
-        file with `images` and `labels`.
-      max_shift: training images are shifted at random, by up to so many pixels each way.
-      validation_fraction: the share of the files (of the tokens, where there is a single file), or
-        of the images, that is kept for validation; between 0 and 1.
-
-    Raises:
-      DataError: a field is out of range; the message names it.
-    """
-
-    files: str = ""
-    tokenizer: str = ""
-    images: str = ""
-    max_shift: int = 0
-    validation_fraction: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("files", "tokenizer", "images"):
-            if not isinstance(getattr(self, name), str):
-                raise DataError(f"{name} is {getattr(self, name)!r}, but it must be a string")
-        shift = self.max_shift
-        if isinstance(shift, bool) or not isinstance(shift, int) or shift < 0:
-            raise DataError(f"max_shift is {shift!r}, but it must be a whole number from 0")
-        fraction = self.validation_fraction
-        if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise DataError(
-                f"validation_fraction is {fraction!r}, but it must be a number between 0 and 1"
-            )
+from growth.types import Array, Inputs
 
 
 class Batch(NamedTuple):
@@ -61,8 +22,8 @@ class Batch(NamedTuple):
       targets: int32, the tokens that follow [batch, length], or classes [batch].
     """
 
-    inputs: Any
-    targets: Any
+    inputs: Inputs
+    targets: Array
 
 
 # Draws a variation of an example.

@@ -3,11 +3,12 @@
 import dataclasses
 
 from growth.architecture import Architecture
-from growth.training.data.batches import Augment, DataConfig, Examples
+from growth.training.data.batches import Augment, Examples
+from growth.training.data.config import DataConfig, DataError
 from growth.training.data.images import Images, load_images, shifts
 from growth.training.data.text import Windows, load_corpus
-from growth.training.data.tokenizers import DataError, Tokenizer
-from growth.training.progress import format_count
+from growth.training.data.tokenizers import Tokenizer
+from growth.training.formatting import format_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.training.data.batches import Augment, Batch, DataConfig
-from growth.training.data.tokenizers import DataError
+from growth.training.data.batches import Augment, Batch
+from growth.training.data.config import DataConfig, DataError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.training.data.batches import Batch, DataConfig
-from growth.training.data.tokenizers import DataError, Tokenizer, load_tokenizer, token_dtype
+from growth.training.data.batches import Batch
+from growth.training.data.config import DataConfig, DataError
+from growth.training.data.tokenizers import Tokenizer, load_tokenizer, token_dtype
 
 # What is not source text that somebody wrote for all machines: other people's packages, tests,
 # generated tables, and the settings this Python was built with.

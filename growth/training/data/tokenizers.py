@@ -7,14 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from growth.errors import InputError
+from growth.training.data.config import DataError
 
 # What tokenizers call the token that ends a document.
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-
-
-class DataError(InputError):
-    """The data cannot be used as asked; the message says what was given and what is needed."""
 
 
 class Tokenizer(Protocol):

@@ -1,1 +1,1 @@
-"""The report of a run: one HTML page."""
+"""What a run reports: records, the status line and the page; and what it would be, beforehand."""

@@ -5,19 +5,19 @@ import json
 import math
 import os
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from growth.architecture import Architecture
-from growth.training.progress import format_count, format_duration
+from growth.files import write_atomically
+from growth.training.formatting import format_count, format_duration
 from growth.training.report import plots
 from growth.training.report.html import MISSING, Cell, item, power, show, sizes, table
-from growth.training.report.plots import Records
+from growth.training.report.metrics import Record, Records
 from growth.training.schedule import Stage
 
 # Architecture fields that the table of the stages shows, and what it calls them.
@@ -81,10 +81,7 @@ def write_report(
         ),
     )
     path = Path(workdir) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, page)
     return path
 
 
@@ -147,8 +144,8 @@ def _loss_figures(records: Records) -> str:
     if _of(records, "growth"):
         key["growth"] = "growth, from one stage to the next"
     spans = "".join(f'<span class="{style}">{text}</span>' for style, text in key.items())
-    plots = [plots.loss_plot(records, x) for x in ("step", "flops")]
-    return f'<div class="key">{spans}</div>\n{_figures(plots)}'
+    drawn = [plots.loss_plot(records, x) for x in ("step", "flops")]
+    return f'<div class="key">{spans}</div>\n{_figures(drawn)}'
 
 
 def _step_figures(stages: Sequence[Stage], records: Records) -> str:
@@ -158,8 +155,8 @@ def _step_figures(stages: Sequence[Stage], records: Records) -> str:
     return _figures([plots.learning_rate_plot(records), parameters])
 
 
-def _figures(plots: Iterable[str]) -> str:
-    figures = "\n".join(f"<figure>{plot}</figure>" for plot in plots)
+def _figures(drawn: Iterable[str]) -> str:
+    figures = "\n".join(f"<figure>{plot}</figure>" for plot in drawn)
     return f'<div class="figures">\n{figures}\n</div>'
 
 
@@ -258,7 +255,7 @@ def _samples(records: Records) -> str:
     return f"{last}\n<details>\n<summary>Earlier samples</summary>\n{folded}\n</details>"
 
 
-def _sample(record: Mapping[str, Any]) -> str:
+def _sample(record: Record) -> str:
     prompt = record.get("prompt", "")
     text = record.get("text", "").removeprefix(prompt)
     # HTML drops a line break that opens a <pre>, unless another stands before it.
@@ -276,7 +273,7 @@ def _architectures(stages: Sequence[Stage]) -> str:
 # What the records say.
 
 
-def _of(records: Records, kind: str) -> list[Mapping[str, Any]]:
+def _of(records: Records, kind: str) -> list[Record]:
     return [record for record in records if record["kind"] == kind]
 
 

@@ -7,8 +7,7 @@ follows the page into dark mode; its text takes the page's font.
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -16,10 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from growth.training.progress import format_count
+from growth.training.formatting import format_count
+from growth.training.report.metrics import Records
 from growth.training.schedule import Stage
-
-Records = Sequence[Mapping[str, Any]]
 
 # The CSS variables that the page defines, and the colours that stand in for them while drawing.
 _INK, _MUTED, _LINE, _PAPER, _TRAIN, _EVAL = (f"#0000a{digit}" for digit in range(6))

@@ -1,7 +1,6 @@
 """Text from a trained model."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,12 @@ import numpy as np
 from growth.errors import InputError
 from growth.models import Model, logits
 from growth.training.data.tokenizers import Tokenizer
+from growth.types import Params
 
 
 def generate(
     model: Model,
-    params: Any,
+    params: Params,
     tokenizer: Tokenizer,
     prompt: str,
     *,
@@ -77,7 +77,7 @@ def generate(
 @functools.partial(jax.jit, static_argnames=("model", "num_tokens", "top_k"))
 def _continue(
     model: Model,
-    params: Any,
+    params: Params,
     buffer: jax.Array,
     length: jax.Array,
     key: jax.Array,
@@ -88,7 +88,9 @@ def _continue(
     """Draws tokens [num_tokens] that follow the first `length` tokens of a buffer [window]."""
     window = buffer.shape[0]
 
-    def draw(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
+    def draw(
+        carry: tuple[jax.Array, jax.Array], key: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         buffer, length = carry
         scores = logits(model, params, buffer[None])[0, length - 1].astype(jnp.float32)
         least = jax.lax.top_k(scores, top_k)[0][-1]

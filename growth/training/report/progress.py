@@ -13,52 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from growth.training.formatting import format_count, format_duration, format_power
+
 # Without a terminal, seconds between two status lines.
 _QUIET_SECONDS = 10.0
 
 # How many of the last updates the speed is measured over.
 _SPEED_UPDATES = 50
-
-
-def format_count(number: float) -> str:
-    """`number` to about three digits: 812, 12.4k, 0.42M, 1.31M, 131M, 7.2B."""
-    for least, unit, letter in (
-        (1e12, 1e12, "T"),
-        (1e9, 1e9, "B"),
-        (1e5, 1e6, "M"),
-        (1e3, 1e3, "k"),
-    ):
-        if number >= least:
-            scaled = number / unit
-            decimals = 2 if scaled < 10 else 1 if scaled < 100 else 0
-            return f"{scaled:.{decimals}f}{letter}"
-    return f"{number:.0f}"
-
-
-def format_power(number: float) -> str:
-    """`number` to two digits, with its power of ten: 1.3e14."""
-    if not number:
-        return "0"
-    mantissa, exponent = f"{number:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def format_bytes(number: float) -> str:
-    """`number` of bytes to about three digits: 812 B, 4.21 kB, 5.2 MB, 2.48 GB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} B"
-
-
-def format_duration(seconds: float) -> str:
-    """`seconds` as hours, minutes and seconds: 0:42, 12:05, 3:00:59, 2d 4:00:00."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes}:{seconds:02d}"
-    days, hours = divmod(hours, 24)
-    return f"{f'{days}d ' if days else ''}{hours}:{minutes:02d}:{seconds:02d}"
 
 
 class Progress:

@@ -1,9 +1,15 @@
-"""Stopping a run in good order."""
+"""How a run stops before its end: in good order where it is asked to, else where it diverged."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class DivergedError(RuntimeError):
+    """A loss or its gradient is not finite; the message says where, and what is still good."""
 
 
 class StopRequest:
@@ -37,6 +43,3 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,7 +20,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,9 @@ from growth.errors import InputError
 KINDS = ("train", "eval", "growth", "sample")
 
 FILE_NAME = "metrics.jsonl"
+
+Record = Mapping[str, Any]
+Records = Sequence[Record]
 
 
 class MetricsError(InputError):
@@ -191,7 +194,7 @@ def _kept_lines(path: Path, step: int, stage: int) -> list[tuple[bytes, dict[str
     ]
 
 
-def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def _identity(record: Record) -> tuple[Any, ...]:
     """What tells a record from all others of a run."""
     return tuple(record.get(name) for name in ("kind", "step", "stage", "prompt"))
 

@@ -1,0 +1,234 @@
+"""How a run starts or resumes, and how what it saved is loaded again."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+
+from growth.architecture import Architecture
+from growth.files import write_atomically
+from growth.models import Model
+from growth.training import mesh as meshes
+from growth.training.checkpoints import Checkpoints, Place
+from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
+from growth.training.data.batches import Batch, Examples, eval_batches, train_iterator
+from growth.training.data.dataset import Dataset, load_dataset
+from growth.training.formatting import format_count
+from growth.training.optimization import make_optimizer
+from growth.training.report.metrics import MetricsWriter
+from growth.training.report.progress import Progress
+from growth.training.run.run import Run
+from growth.training.run.stopping import stop_request
+from growth.training.schedule import Stage, flops_spent
+from growth.training.state import (
+    TrainState,
+    differing,
+    init_state,
+    make_model,
+    restorable_state,
+    with_pretrained_parameters,
+)
+from growth.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata:
+    """What a checkpoint says of itself, so that the state in it can be loaded.
+
+    Attributes:
+      config: the run that it belongs to.
+      stage: the index of the stage that the state is in.
+      architecture: that of the stage.
+    """
+
+    config: TrainConfig
+    stage: int
+    architecture: Architecture
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values that JSON can hold; `load_metadata` reads them."""
+        return {
+            "architecture": self.architecture.to_dict(),
+            "stage": self.stage,
+            "config": self.config.to_dict(),
+        }
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, TrainState]]:
+    """Starts a run, or resumes the one in `workdir`.
+
+    Whatever can be wrong is found before anything is written. Gives the run, the stage it is in and
+    the training state. At the very end of a stage that is the stage, not yet the next one.
+
+    Raises:
+      ConfigError, DataError, MeshError, CheckpointError: the run cannot start.
+    """
+    stages = config.stages
+    mesh = meshes.make_mesh(config.mesh, config.batch_size)
+    data = load_dataset(config.data, config.architecture)
+    if config.samples.prompts and data.tokenizer is None:
+        raise ConfigError("samples.prompts are texts, but the model sees images: it must be empty")
+    tx = make_optimizer(config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_last=config.checkpoints_kept,
+        keep_steps=[stage.stop for stage in stages],
+    )
+    batches = train_iterator(
+        data.train,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        augment=data.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    step = checkpoints.latest_step()
+    if step is None:
+        stage = stages[0]
+        key = jax.random.key(config.seed)
+        state = init_state(stage.architecture, tx, config.param_dtype, mesh, key)
+        if config.initialize_from:
+            state = with_pretrained_parameters(state, config)
+    else:
+        stage = _stage_of(checkpoints.metadata(step), stages, step, workdir)
+        target = restorable_state(stage.architecture, tx, config.param_dtype, mesh)
+        state = checkpoints.restore(step, target, batches)
+
+    first = jax.process_index() == 0
+    logs = workdir if first else workdir / f"process_{jax.process_index()}"
+    total = flops_spent(stages, config.num_steps, config.tokens_per_step)
+    progress = Progress(config.num_steps, total, len(stages), console=Console(quiet=not first))
+    with (
+        checkpoints,
+        MetricsWriter(logs, step, stage.index, wandb_project=config.wandb_project) as metrics,
+        progress,
+        stop_request() as stop,
+    ):
+        write_config(config, logs)
+        progress.note(_greeting(data, mesh, stages, step))
+        eval_set = _fixed_batches(config, data.validation, config.eval_batches, mesh)
+        probe = jax.tree.map(lambda batch: batch[0], _fixed_batches(config, data.train, 1, mesh))
+        run = Run(
+            config, workdir, stages, mesh, tx, data.tokenizer, batches, eval_set, probe,
+            checkpoints, metrics, progress, stop,
+        )  # fmt: skip
+        yield run, stage, state
+
+
+def write_config(config: TrainConfig, workdir: Path) -> None:
+    """Writes `config.json`, whole or not at all."""
+    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def save_state(
+    checkpoints: Checkpoints,
+    config: TrainConfig,
+    stage: Stage,
+    state: TrainState,
+    batches: grain.DatasetIterator | Place,
+) -> None:
+    """Saves a state, with all that is needed to load it again.
+
+    Args:
+      checkpoints: where to.
+      config: the run.
+      stage: the stage that the state is in.
+      state: the state.
+      batches: the training data, or the place in it.
+    """
+    about = CheckpointMetadata(config, stage.index, stage.architecture)
+    checkpoints.save(int(state.step), state, batches, about.to_dict())
+
+
+def load_metadata(checkpoints: Checkpoints, step: int) -> CheckpointMetadata:
+    """What a checkpoint says of itself. Reads no arrays.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    about = checkpoints.metadata(step)
+    architecture = Architecture.from_dict(about["architecture"])
+    return CheckpointMetadata(parse(about["config"]), about["stage"], architecture)
+
+
+def load_state(
+    checkpoints: Checkpoints, step: int, config: TrainConfig, architecture: Architecture
+) -> tuple[TrainState, Mesh]:
+    """A state on one device, and the mesh of that device.
+
+    Args:
+      checkpoints: where from.
+      step: which checkpoint.
+      config: the run; says the optimizer and the dtype of the parameters.
+      architecture: that of the checkpoint.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it has another architecture.
+    """
+    mesh = meshes.make_mesh(MeshConfig(data=1), batch_size=1)
+    target = restorable_state(architecture, make_optimizer(config), config.param_dtype, mesh)
+    return checkpoints.restore(step, target), mesh
+
+
+def load_model(
+    workdir: str | os.PathLike[str], step: int | None = None
+) -> tuple[Model, Params, TrainConfig]:
+    """The model of a run's checkpoint, its parameters, and the run's config.
+
+    Args:
+      workdir: the run's directory.
+      step: which checkpoint; None for the newest.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
+        step = checkpoints.newest_step() if step is None else step
+        saved = load_metadata(checkpoints, step)
+        state, _ = load_state(checkpoints, step, saved.config, saved.architecture)
+    return make_model(saved.config, saved.architecture), state.params, saved.config
+
+
+def _stage_of(about: dict[str, Any], stages: Sequence[Stage], step: int, workdir: Path) -> Stage:
+    """The stage that a checkpoint was saved in, once it is sure that it belongs to this run.
+
+    At the very end of a stage that is the stage, not yet the next one; but what was grown between
+    runs is saved at the very start of one.
+    """
+    saved = Architecture.from_dict(about["architecture"])
+    around = [stage for stage in stages if stage.start <= step <= stage.stop] or [stages[-1]]
+    for stage in around:
+        if stage.architecture == saved:
+            return stage
+    raise ConfigError(
+        f"workdir {workdir} belongs to another architecture: at step {step} it has "
+        f"{differing(saved, around[0].architecture)}. Give the config that it was begun with, or "
+        f"another workdir"
+    )
+
+
+def _fixed_batches(config: TrainConfig, examples: Examples, number: int, mesh: Mesh) -> Batch:
+    batches = eval_batches(examples, batch_size=config.batch_size, num_batches=number)
+    sharding = NamedSharding(mesh, PartitionSpec(None, *meshes.BATCH))
+
+    def place(batches: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(batches.shape, sharding, lambda index: batches[index])
+
+    return jax.tree.map(place, batches)
+
+
+def _greeting(data: Dataset, mesh: Mesh, stages: Sequence[Stage], step: int | None) -> str:
+    sizes = " → ".join(format_count(stage.architecture.num_parameters) for stage in stages)
+    shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    begun = "starts" if step is None else f"resumes after step {step}"
+    return f"{begun}: {sizes} parameters, {data.about}, mesh {shape}"
