@@ -1,0 +1,70 @@
+"""How the documentation is built; `scripts/docs` builds it. Nothing here needs a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import growth
+
+ROOT = Path(__file__).parent.parent
+
+# For the notebooks and the gallery. Their programs run once or a few hundred times: compiling them
+# fast matters more than how fast they are, and the next build finds those that are still the same.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "HF_HUB_OFFLINE": "1",
+}
+
+project = "growth"
+author = "the authors of growth"
+version = release = growth.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "myst_nb"]
+exclude_patterns = ["conf.py", "gallery.py"]
+
+# Notebooks are Python files with cells between `# %%`; they run in every build.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+nb_merge_streams = True
+
+# Docstrings are Google's; a name in backticks is a link where it is a public one.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "separated"
+autosummary_generate = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["misc.highlighting_failure"]
+
+html_theme = "furo"
+html_title = f"growth {version}"
+html_static_path = ["static"]
+html_css_files = ["growth.css"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def make_gallery(app: object, config: object) -> None:
+    """Measures the models of the gallery and writes what its page includes."""
+    command = [sys.executable, "-m", "docs.gallery", "build/gallery.md"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def setup(app: object) -> None:
+    """Called by Sphinx."""
+    app.connect("config-inited", make_gallery)
