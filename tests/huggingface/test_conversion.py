@@ -121,3 +121,14 @@ def test_what_the_reference_model_does_not_compute_is_refused(tmp_path):
     architecture, params = huggingface.load(make("mistral", tmp_path / "dense", torch.float32))
     with pytest.raises(FamilyError, match="it is a mixture of experts"):
         huggingface.save(architecture, params, tmp_path / "output", family="mixtral")
+
+
+def test_a_config_of_positions_that_the_reference_model_does_not_compute_is_refused(tmp_path):
+    """Whether a checkpoint says them, or who saves one."""
+    architecture, params = huggingface.load(make("llama", tmp_path / "source", torch.float32))
+    scaling = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    for how in (dict(family="llama"), dict(like=tmp_path / "source")):
+        config = scaling | dict(rope_parameters=None)
+        with pytest.raises(FamilyError, match="does not compute this model: rope_type is 'yarn'"):
+            huggingface.save(architecture, params, tmp_path / "output", config=config, **how)
+    assert not (tmp_path / "output").exists()

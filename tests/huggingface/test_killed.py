@@ -1,12 +1,11 @@
 """A process that is killed leaves a whole output or none, and the next one succeeds."""
 
-import hashlib
+import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,53 +13,42 @@ import torch
 from growth.huggingface import plan_expansion
 from growth.huggingface.checkpoint import open_checkpoint
 from tests.helpers.small_models import make
+from tests.huggingface.killed_processes import SIZES, digest
 
-SIZES = ["--embed_dim=36", "--num_layers=40", "--mlp_dim=400"]
-
-
-def digest(directory):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
+ROOT = Path(__file__).parents[2]
 
 
-def command(source, output):
-    module = [sys.executable, "-m", "growth.cli.expand", f"--source={source}"]
-    return [*module, f"--output={output}", "--noverify", "--max_shard_size=200KB", *SIZES]
-
-
-@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.full)])
-def test_killed_at_any_moment(times, tmp_path):
+@pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.full)])
+def test_killed_at_points_of_its_work(number, tmp_path):
     source = make("llama", tmp_path / "source", torch.float32, max_shard_size="10KB")
     before = digest(source)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    began = time.monotonic()
-    subprocess.run(
-        command(source, tmp_path / "once"), check=True, env=environment, capture_output=True
+    module = [sys.executable, "-m", "tests.huggingface.killed_processes"]
+    done = subprocess.run(
+        [*module, source, tmp_path, str(number)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
     )
-    whole = time.monotonic() - began
-    expected = digest(tmp_path / "once")
-    draw = random.Random(0)
-    killed = 0
-    for number in range(times):
-        output = tmp_path / f"output_{number}"
-        process = subprocess.Popen(
-            command(source, output), env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        # Mostly while it writes, which is the last part: the first is for imports.
-        deadline = time.monotonic() + 10 * whole
-        while process.poll() is None and not output.with_name(output.name + ".partial").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.3 * whole))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        if output.exists():
-            assert digest(output) == expected
-            continue
-        subprocess.run(command(source, output), check=True, env=environment, capture_output=True)
-        assert digest(output) == expected
-        assert not output.with_name(output.name + ".partial").exists()
-    assert killed
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    several, single = digest(tmp_path / "several"), digest(tmp_path / "single")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "several").iterdir()}
+    killed = found["killed"].values()
+    assert len(killed) == min(number, len(found["events"])) >= 10
+    assert len(several) > 5
+    for result in killed:
+        assert result["code"] == -signal.SIGKILL
+        assert result["there"] in (None, several)
+        assert result["again"] in (None, 0)
+        assert result["then"] == (several if result["there"] else single)
+        assert not result["partial_then"]
+    # They were killed before, in the midst of, and after what is to be in one piece.
+    left = [result["left"] for result in killed if result["left"] is not None]
+    assert any(result["left"] is None and not result["there"] for result in killed)
+    assert any(size < sizes.get(name, 0) for files in left for name, size in files.items())
+    assert any(sizes.items() <= files.items() for files in left)
+    assert any(result["there"] for result in killed)
     assert digest(source) == before
-    assert open_checkpoint(tmp_path / "once").architecture.num_layers == 40
-    assert plan_expansion(tmp_path / "once", num_layers=41)
+    assert open_checkpoint(tmp_path / "single").architecture.num_layers == SIZES["num_layers"]
+    assert plan_expansion(tmp_path / "single", num_layers=9)
