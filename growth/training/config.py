@@ -162,8 +162,9 @@ class TrainConfig:
                 self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16"
             )
         tolerance = self.growth_tolerance
+        is_number = isinstance(tolerance, int | float) and 0 < tolerance < math.inf
         accepted = "a positive number, or None for what growth promises"
-        _check(self, "growth_tolerance", tolerance is None or 0 < tolerance < math.inf, accepted)
+        _check(self, "growth_tolerance", tolerance is None or is_number, accepted)
         self._check_growth_is_in_stable_part()
 
     @property
@@ -209,24 +210,35 @@ def defaults(**architecture: Any) -> ml_collections.ConfigDict:
     Args:
       **architecture: the fields of the architecture to start with.
     """
-    config = ml_collections.ConfigDict({"architecture": _all_fields(architecture)})
+    optional = {
+        field.name: field.default
+        for field in dataclasses.fields(Architecture)
+        if field.default is not dataclasses.MISSING
+    }
+    fields: dict[str, Any] = {"architecture": optional | architecture}
     for field in dataclasses.fields(TrainConfig):
         if field.name in _PARTS:
-            config[field.name] = dataclasses.asdict(_PARTS[field.name]())
-        elif field.name == "growth_tolerance":
-            config[field.name] = placeholder(float)  # which lets None be changed
+            fields[field.name] = dataclasses.asdict(_PARTS[field.name]())
         elif field.name != "architecture":
-            config[field.name] = field.default
-    return config
+            fields[field.name] = field.default
+    return changeable(fields)
 
 
-def _all_fields(architecture: dict[str, Any]) -> dict[str, Any]:
-    """The given fields of an architecture, and the defaults of the others."""
-    fields = dataclasses.fields(Architecture)
-    optional = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    # As for growth_tolerance; the types of these are many.
-    unset = {name: placeholder(object) for name, value in optional.items() if value is None}
-    return optional | unset | architecture
+def changeable(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config in which every field can be changed, on a command line too.
+
+    Args:
+      fields: all fields of a run, as of `TrainConfig.to_dict`.
+    """
+    # A config would not let None be changed, but for a placeholder.
+    unset = (
+        {} if fields["growth_tolerance"] is not None else {"growth_tolerance": placeholder(float)}
+    )
+    architecture = {
+        name: placeholder(object) if value is None else value
+        for name, value in fields["architecture"].items()
+    }
+    return ml_collections.ConfigDict({**fields, **unset, "architecture": architecture})
 
 
 def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:

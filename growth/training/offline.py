@@ -40,12 +40,14 @@ _CONFIG = '''"""What growth.cli.expand made of {source}, at step {step}.
 
 from ml_collections import ConfigDict
 
+from growth.training.config import changeable
+
 CONFIG = {config}
 
 
 def get_config() -> ConfigDict:
     """The config."""
-    return ConfigDict(CONFIG)
+    return changeable(CONFIG)
 '''
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from growth.architecture import Architecture, ArchitectureError
 from growth.errors import InputError
@@ -13,6 +16,7 @@ from growth.training.config import (
     OptimizerConfig,
     SamplesConfig,
     TrainConfig,
+    changeable,
     defaults,
     parse,
 )
@@ -62,6 +66,21 @@ def test_every_field_can_be_set():
     assert architecture.norm == "layernorm"
 
 
+def test_what_is_none_can_be_set_on_the_command_line(monkeypatch):
+    """In a config of defaults, and in one that a run has written down."""
+    assert parse(config()).growth_tolerance is None
+    for made in (config(), changeable(parse(config()).to_dict())):
+        settings = "growth_tolerance=1e-3", "architecture.v_dim=6", "architecture.query_scale=0.5"
+        arguments = ["program", *(f"--config.{setting}" for setting in settings)]
+        monkeypatch.setattr(sys, "argv", arguments)  # which the flag of a config reads
+        values = flags.FlagValues()
+        flag = config_flags.DEFINE_config_dict("config", made, flag_values=values)
+        values(arguments)
+        run = parse(flag.value)
+        assert run.growth_tolerance == 1e-3
+        assert (run.architecture.v_dim, run.architecture.query_scale) == (6, 0.5)
+
+
 def test_a_run_goes_to_json_and_back():
     made = config(
         growth=(dict(step=300, embed_dim=12, mlp_dim=(16, 24)), dict(step=500, num_layers=3)),
@@ -107,6 +126,9 @@ def test_stages_and_tokens():
         (dict(checkpoints_kept=0), "checkpoints_kept is 0, but"),
         (dict(dtype="float16"), "dtype is 'float16', but it must be float32 or bfloat16"),
         (dict(param_dtype="int8"), "param_dtype is 'int8', but"),
+        (dict(growth_tolerance=0.0), "growth_tolerance is 0.0, .* positive number, or None"),
+        (dict(growth_tolerance=float("nan")), "growth_tolerance is nan"),
+        (dict(growth_tolerance=float("inf")), "growth_tolerance is inf"),
         (dict(optimizer__learning_rate=0.0), r"optimizer\.learning_rate is 0\.0, .* positive"),
         (dict(optimizer__learning_rate=float("nan")), r"optimizer\.learning_rate is nan"),
         (dict(optimizer__clip_norm=-1.0), r"optimizer\.clip_norm is -1\.0, .* positive"),

@@ -125,14 +125,14 @@ def test_a_killed_process_leaves_every_line_behind(tmp_path):
 def test_a_torn_last_line_is_dropped(tmp_path, kept_bytes):
     write_run(tmp_path, 3)
     path = tmp_path / "metrics.jsonl"
-    whole = read_metrics(path)
+    before = read_metrics(path)
     *_, last = path.read_bytes().splitlines()
     with path.open("ab") as file:
         file.write(last[:kept_bytes])
-    assert read_metrics(path) == whole
+    assert read_metrics(path) == before
 
     write_run(tmp_path, 3, resume_step=3)
-    assert read_metrics(path) == whole
+    assert read_metrics(path) == before
     write_run(tmp_path, 5, resume_step=3)
     assert [record["step"] for record in read_metrics(path) if record["kind"] == "train"] == [
         *range(1, 6)
@@ -155,13 +155,13 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 6, 8])
 def test_a_resumed_run_ends_with_the_records_of_an_uninterrupted_one(tmp_path, resume_step):
-    write_run(tmp_path / "whole", 8)
+    write_run(tmp_path / "uninterrupted", 8)
     write_run(tmp_path / "resumed", 8)
     write_run(tmp_path / "resumed", 8, resume_step)
-    whole, resumed = (
-        (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "resumed")
+    uninterrupted, resumed = (
+        (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("uninterrupted", "resumed")
     )
-    assert resumed == whole
+    assert resumed == uninterrupted
 
 
 def test_resuming_drops_later_records_and_growths_of_the_same_step(tmp_path):
