@@ -13,14 +13,14 @@ parameter is matched exactly once, and every shape is what the architecture says
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from growth.architecture import Architecture
 from growth.blueprints import inference, pytrees
 from growth.blueprints.notation import BlueprintError, Rule, parse
 from growth.blueprints.parameters import Parameter, dim_size, layers_of, misfits, siblings, size
-from growth.rules.roles import AXES
+from growth.rules.axes import AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +101,29 @@ class Blueprint:
           BlueprintError: a parameter is matched by no rule or by several, a shape is not what the
             architecture says, or a parameter is missing. All that is wrong is listed by path.
         """
-        leaves = pytrees.leaves(tree)
-        known = {leaf.path: leaf.value for leaf in leaves if not pytrees.is_empty(leaf.value)}
-        empty = [leaf.path for leaf in leaves if pytrees.is_empty(leaf.value)]
-        located = self.locate(known)
-        located |= {path: m[0] for path in empty if len(m := list(self._matches(path))) == 1}
+        return self.match(pytrees.shapes(tree), architecture)
 
+    def match(
+        self, shapes: Mapping[str, tuple[int, ...] | None], architecture: Architecture
+    ) -> dict[str, Parameter]:
+        """The parameters of a tree of which only paths and shapes are known; see `parameters`.
+
+        Args:
+          shapes: by path; None for an empty node.
+          architecture: what the tree belongs to.
+        """
+        located = self.locate(path for path, shape in shapes.items() if shape is not None)
+        for path, shape in shapes.items():
+            if shape is None and len(matches := list(self._matches(path))) == 1:
+                located[path] = matches[0]
         parameters: dict[str, Parameter] = {}
         problems: list[str] = []
         for path, (rule, indices, prefix) in located.items():
             layers = layers_of(rule, indices, architecture)
             parameter = Parameter(rule, tuple(indices.items()), prefix, layers)
             parameters[path] = parameter
-            if path in known:
-                problems += _shape_problems(parameter, known[path].shape, architecture)
+            if (shape := shapes[path]) is not None:
+                problems += _shape_problems(parameter, shape, architecture)
         problems += _missing(parameters.values(), architecture)
         _raise(problems)
         return parameters

@@ -15,7 +15,8 @@ from typing import Any
 from growth.architecture import Architecture
 from growth.blueprints import pytrees
 from growth.blueprints.parameters import size
-from growth.rules.roles import AXES, ROLES
+from growth.rules.axes import AXES
+from growth.rules.roles import ROLES
 
 # Names of parameters, or of the modules that hold them, by role: the first that is found, from the
 # end of the path. Names of norms come first: `q_norm` is no query.
@@ -229,7 +230,7 @@ def _kernel_beside(path: str, paths: Collection[str]) -> str:
 def _may_have(role: str, names: Sequence[str]) -> bool:
     """Whether a parameter of a role can have axes of these names."""
     grow = [name for name in names if name in AXES and name != "layers"]
-    return all(getattr(ROLES[role], name) for name in grow)
+    return all(name in ROLES[role].fills for name in grow)
 
 
 def _single(axis: str, architecture: Architecture) -> bool:

@@ -15,7 +15,8 @@ import re
 from typing import Any
 
 from growth.errors import InputError
-from growth.rules.roles import AXES, ROLES
+from growth.rules.axes import AXES
+from growth.rules.roles import ROLES
 
 # Names that a person may take for an axis that grows. A name that is no axis is left alone, so
 # these would silently not grow.
@@ -70,7 +71,7 @@ def role_axis(axis: str, role: str, fused: bool) -> str | None:
     In an array that fuses several roles, one list of axes serves all: what is `qk` for queries and
     keys is `v` for values, and `group` is there for queries only.
     """
-    if axis not in AXES or axis == "layers" or getattr(ROLES[role], axis):
+    if axis not in AXES or axis == "layers" or axis in ROLES[role].fills:
         return axis
     return "v" if fused and axis == "qk" and role == "value" else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.blueprints.notation import Rule, role_axis
-from growth.rules.roles import AXES
+from growth.rules.axes import AXES, BY_NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +59,10 @@ def size(axis: str, architecture: Architecture, layers: range) -> int | None:
     """
     if axis.isdecimal():
         return int(axis)
-    if axis not in AXES:
-        return None
-    if axis == "embed":
-        return architecture.embed_dim
     if axis == "layers":
         return len(layers)
-    layer = architecture.layers[layers.start if layers else 0]
-    return {
-        "kv_heads": layer.num_kv_heads,
-        "group": layer.queries_per_group,
-        "qk": layer.qk_dim,
-        "v": layer.v_dim,
-        "mlp": layer.mlp_dim,
-    }[axis]
+    row = BY_NAME.get(axis)
+    return None if row is None else row.length(architecture, layers.start if layers else 0)
 
 
 def layers_of(rule: Rule, indices: dict[str, Any], architecture: Architecture) -> range:

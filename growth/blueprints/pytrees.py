@@ -45,6 +45,14 @@ def leaves(tree: Any) -> list[Leaf]:
     return [Leaf(keys, "/".join(_names(keys, children)), value) for keys, value in flat]
 
 
+def shapes(tree: Any) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each leaf of a tree by path; None for an empty node."""
+    return {
+        leaf.path: None if is_empty(leaf.value) else tuple(leaf.value.shape)
+        for leaf in leaves(tree)
+    }
+
+
 def with_names(keys: Keys, path: str) -> Keys:
     """The keys of another path of the same form: `path` differs only in indices."""
     names = path.split("/")

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from growth.architecture import Architecture
+from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for
 from growth.certification import trainability
@@ -99,7 +100,7 @@ def certify(
             )
             drift = _drift(*streams, plan)
         gradient = jax.jit(jax.grad(loss))
-        is_new = trainability.new_entries(params, plan, blueprint)
+        is_new = trainability.new_entries(grown, plan, blueprint)
         gradients = None
         if check_gradients:  # by steps of a size that moves every entry, however small its gradient
             gradients = trainability.observe(
@@ -164,7 +165,7 @@ def _first_update(
 ) -> tuple[float, float]:
     updates, _ = tx.update(gradient, state, grown)
     sizes = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(updates)]
-    masks = jax.tree.leaves(is_new)
+    masks = [is_new[leaf.path] for leaf in pytrees.leaves(grown)]
     largest = [
         max((float(s[m ^ old].max()) for s, m in zip(sizes, masks, strict=True) if (m ^ old).any()))
         for old in (False, True)

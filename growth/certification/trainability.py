@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.parameters import Parameter
-from growth.expansion import role_views
-from growth.expansion.jax_backend import old_entries
-from growth.expansion.segments import old_index
+from growth.expansion.accounts import ArrayAccount, target_accounts
+from growth.expansion.blocks import Kind
+from growth.expansion.jax_backend import mask
+from growth.expansion.role_views import split
+from growth.rules.axes import AXES
 from growth.rules.growth_plan import GrowthPlan
-from growth.rules.roles import AXES
+from growth.types import Params
+
+# A layer, None for the stream's own dimensions, and an axis.
+_Home = tuple[int | None, str]
 
 # A gradient is zero where it is this small beside the largest of its array: rounding.
 ROUNDING = 1e-13
@@ -46,24 +50,24 @@ class GradientReport:
     locked: tuple[str, ...]
 
 
-def new_entries(source: Any, plan: GrowthPlan, blueprint: Blueprint) -> Any:
-    """Which entries of the grown parameters are new: a tree of boolean arrays.
+def new_entries(grown: Params, plan: GrowthPlan, blueprint: Blueprint) -> dict[str, np.ndarray]:
+    """Which entries of the grown parameters are new: booleans by path.
 
     Args:
-      source: parameters of `plan.source`, or their shapes.
+      grown: parameters of `plan.target`, or their shapes.
       plan: the growth step.
       blueprint: what the parameters are.
     """
-    old = old_entries(source, plan, blueprint)
-    return jax.tree.map(lambda mark: ~np.asarray(mark), old)
+    accounts = target_accounts(grown, plan, blueprint)
+    return {path: ~np.asarray(mask(a, (Kind.OLD,), plan)) for path, a in accounts.items()}
 
 
 def observe(
-    gradient: Callable[[Any], Any],
-    grown: Any,
+    gradient: Callable[[Params], Params],
+    grown: Params,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    is_new: Any,
+    is_new: Mapping[str, np.ndarray],
     tx: optax.GradientTransformation,
 ) -> GradientReport:
     """Takes two optimizer steps from grown parameters and looks at the gradients of new entries.
@@ -82,21 +86,21 @@ def observe(
         gradients.append(gradient(here))
         updates, state = tx.update(gradients[-1], state, here)
         here = optax.apply_updates(here, updates)
-    located = blueprint.parameters(grown, plan.target)
+    accounts = target_accounts(grown, plan, blueprint)
     new: dict[str, int] = {}
     dead: dict[str, int] = {}
     excused: dict[str, int] = {}
-    columns = (pytrees.leaves(is_new), *(jax.tree.leaves(step) for step in gradients))
+    columns = (pytrees.leaves(grown), *(jax.tree.leaves(step) for step in gradients))
     for leaf, *steps in zip(*columns, strict=True):
-        fresh = leaf.value
+        fresh = is_new[leaf.path]
         sizes = [np.abs(np.asarray(step)) for step in steps]
         alive = np.any([size > ROUNDING * size.max() for size in sizes], axis=0)
         still = fresh & ~alive
-        pardoned = still & _excuses(located[leaf.path], alive, fresh, plan)
+        pardoned = still & _excuses(accounts[leaf.path].target, alive, fresh, plan)
         new |= {leaf.path: int(fresh.sum())} if fresh.any() else {}
         dead |= {leaf.path: int(n)} if (n := (still & ~pardoned).sum()) else {}
         excused |= {leaf.path: int(n)} if (n := pardoned.sum()) else {}
-    return GradientReport(new, dead, excused, tuple(_locked(grown, gradients[0], plan, located)))
+    return GradientReport(new, dead, excused, tuple(_locked(grown, gradients[0], plan, accounts)))
 
 
 def _excuses(parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan) -> Any:
@@ -114,10 +118,11 @@ def _excuses(parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: Gro
 
 
 def _locked(
-    grown: Any, gradient: Any, plan: GrowthPlan, located: Mapping[str, Parameter]
+    grown: Params, gradient: Params, plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]
 ) -> Iterator[str]:
     """Pairs of units that have the same values and gradients in all that belongs to them."""
-    values, slopes = (_units(tree, plan, located) for tree in (grown, gradient))
+    values, slopes = (_units(tree, plan, accounts) for tree in (grown, gradient))
+    old = _old_units(plan, accounts)
     for (layer, axis), parts in values.items():
         table = np.concatenate(parts, axis=1)
         slope = np.concatenate(slopes[layer, axis], axis=1)
@@ -125,7 +130,7 @@ def _locked(
         for i, j in _equal_pairs(np.ravel(kind)):
             scale = np.abs(slope).max()
             unequal = np.abs(slope[i] - slope[j]).max() > ROUNDING * scale
-            if not unequal and not _is_old(layer, axis, j, plan):
+            if not unequal and j not in old.get((layer, axis), ()):
                 yield f"layer {layer}, {axis}: {i} and {j}"
 
 
@@ -136,43 +141,41 @@ def _equal_pairs(kind: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from zip(members.tolist(), members[1:].tolist(), strict=False)
 
 
-def _is_old(layer: int | None, axis: str, unit: int, plan: GrowthPlan) -> bool:
-    if axis == "embed":
-        return unit < plan.source.embed_dim
-    origin = plan.layer_sources[layer or 0]
-    if origin is None:
-        return False
-    old, new = plan.source.layers[origin], plan.target.layers[layer or 0]
-    name = {"kv_heads": "num_kv_heads", "group": "queries_per_group"}.get(axis, f"{axis}_dim")
-    whole, halves = getattr(old, name), axis == "qk" and plan.source.turns_whole_heads
-    if halves:
-        return unit < whole // 2
-    return old_index(axis, unit, whole, getattr(new, name), rotary=False) is not None
+def _old_units(plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]) -> dict[_Home, range]:
+    """Per layer and axis the units that were there before."""
+    result: dict[_Home, range] = {}
+    for array in accounts.values():
+        for view, blocks in zip(array.views, array.blocks, strict=True):
+            for block in (block for block in blocks if block.kind is Kind.OLD):
+                entries = dict(zip(view.axes, block.target, strict=True))
+                rows = entries.get("layers", range(len(array.target.layers)))
+                layers = [array.target.layers[row] for row in rows]
+                for axis in {*view.axes} & {*AXES} - {"layers"}:
+                    for layer in [None] if axis == "embed" else layers:
+                        result[layer, axis] = entries[axis]
+    return result
 
 
 def _units(
-    tree: Any, plan: GrowthPlan, located: Mapping[str, Parameter]
-) -> dict[tuple[int | None, str], list[np.ndarray]]:
+    tree: Params, plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]
+) -> dict[_Home, list[np.ndarray]]:
     """Per layer and axis, what belongs to each unit: arrays of shape [units, entries]."""
-    result: dict[tuple[int | None, str], list[np.ndarray]] = {}
+    result: dict[_Home, list[np.ndarray]] = {}
     for leaf in pytrees.leaves(tree):
-        parameter = located[leaf.path]
-        array = jnp.asarray(leaf.value)
-        fixed = role_views.fixed_sizes(parameter, array.shape, plan.target)
-        named = role_views.sections(parameter, plan.target, fixed)
-        for section, part in zip(
-            named, role_views.split(array, parameter, plan.target), strict=True
-        ):
-            for axis in {*section.axes} & {*AXES} - {"layers"}:
-                rows = np.moveaxis(np.asarray(part), section.axes.index(axis), 0)
-                names = [name for name in section.axes if name != axis]
+        array = accounts[leaf.path]
+        layers = array.target.layers
+        parts = split(np.asarray(leaf.value), array.target, plan.target)
+        for view, part in zip(array.views, parts, strict=True):
+            for axis in {*view.axes} & {*AXES} - {"layers"}:
+                rows = np.moveaxis(part, view.axes.index(axis), 0)
+                names = [name for name in view.axes if name != axis]
                 if axis == "embed":
                     result.setdefault((None, axis), []).append(rows.reshape(len(rows), -1))
                 elif "layers" in names:
                     for at, one in enumerate(np.moveaxis(rows, 1 + names.index("layers"), 0)):
-                        home = (parameter.layers.start + at, axis)
+                        home = (layers.start + at, axis)
                         result.setdefault(home, []).append(one.reshape(len(one), -1))
-                elif parameter.layers:
-                    home = (parameter.layers.start, axis)
+                elif layers:
+                    home = (layers.start, axis)
                     result.setdefault(home, []).append(rows.reshape(len(rows), -1))
     return result

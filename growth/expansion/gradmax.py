@@ -10,108 +10,120 @@ with the zeros on its other side; here it is gradient ascent through the real ne
 holds for every transformation, activation and model.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from growth.blueprints.blueprint import Blueprint
-from growth.expansion import init_values
-from growth.expansion.init_values import FreeValues
+from growth.expansion.accounts import ArrayAccount, TreeAccount
+from growth.expansion.blocks import Kind
+from growth.expansion.init_values import by_policy, from_arrays
 from growth.expansion.initialization import GradMax, InitPolicy
-from growth.expansion.jax_backend import by_name, grow, old_entries
-from growth.expansion.role_views import Section, split
-from growth.expansion.segments import Piece
+from growth.expansion.jax_backend import (
+    InitValues,
+    assemble,
+    build,
+    mask,
+    slice_region,
+    write_region,
+)
+from growth.expansion.role_views import split
 from growth.rules.growth_plan import GrowthPlan
+from growth.types import Array, Params, ParamsLike
 
-Loss = Callable[[Any], jax.Array]
+Loss = Callable[[Params], jax.Array]
 
 # How much of the values before a step is left after it, beside the gradient's direction. It damps
 # the ascent where the gradient is not linear in the values.
 _INERTIA = 0.1
 
 
-def gradmax(
-    loss: Loss, tree: Any, grown: Any, plan: GrowthPlan, blueprint: Blueprint, policy: InitPolicy
-) -> Any:
+def maximize_first_gradient(
+    account: TreeAccount, params: Params, grown: Params, loss: Loss, policy: InitPolicy
+) -> Params:
     """Moves the free values that a policy leaves to GradMax.
 
     Kernels move; each block of new units keeps its norm. Biases and gains stay as they are.
 
     Args:
-      loss: parameters of `plan.target` to the loss of one batch.
-      tree: parameters of `plan.source`.
+      account: the account of `params`.
+      params: parameters of the smaller model.
       grown: what `growth.expand` made of them.
-      plan: the growth step.
-      blueprint: what the parameters are.
+      loss: parameters of the larger model to the loss of one batch.
       policy: which free values move, and for how many steps.
     """
-    steps = max(source.steps for source in policy.methods if isinstance(source, GradMax))
-    zero_side = _zero_side(tree, plan, blueprint)
+    plan = account.plan
+    steps = max(method.steps for method in policy.methods if isinstance(method, GradMax))
+    zero_side = zero_sides(account, params, like=grown)
 
-    def objective(params: Any) -> jax.Array:
+    def objective(params: Params) -> jax.Array:
         return first_gradient(loss, params, zero_side)
 
-    def ascend(step: jax.Array, params: Any) -> Any:
-        here = by_name(params, blueprint, plan.target)
-        slopes = by_name(jax.grad(objective)(params), blueprint, plan.target)
-        kept, moved = init_values.from_tree(here, plan), _moved(here, slopes, plan)
+    def ascend(step: jax.Array, here: Params) -> Params:
+        arrays = account.of_target(here)
+        slopes = account.of_target(jax.grad(objective)(here))
+        kept, moved = from_arrays(arrays, plan), _moved(arrays, slopes, plan)
 
-        def moves(source: GradMax) -> FreeValues:
-            return lambda *part: jnp.where(step < source.steps, moved(*part), kept(*part))
+        def moves(method: GradMax) -> InitValues:
+            return lambda *view: jnp.where(step < method.steps, moved(*view), kept(*view))
 
-        values = {s: moves(s) if isinstance(s, GradMax) else kept for s in policy.methods}
-        free = init_values.chosen(policy, values, plan)
-        return grow(tree, plan, blueprint, free, like=params)
+        values = {m: moves(m) if isinstance(m, GradMax) else kept for m in policy.methods}
+        return assemble(account, params, by_policy(policy, values, plan), like=here)
 
     return jax.lax.fori_loop(0, steps, ascend, grown)
 
 
-def first_gradient(loss: Loss, params: Any, zero_side: Any) -> jax.Array:
+def first_gradient(loss: Loss, params: Params, zero_side: ParamsLike) -> jax.Array:
     """Half the squared norm of the gradient of the entries that are marked with 1."""
     gradient = jax.grad(loss)(params)
     squares = jax.tree.map(lambda g, mark: jnp.sum(mark * g * g), gradient, zero_side)
     return jnp.sum(jnp.stack(jax.tree.leaves(squares))) / 2
 
 
-def _zero_side(tree: Any, plan: GrowthPlan, blueprint: Blueprint) -> Any:
-    """1 where an entry is new and its value is fixed, 0 elsewhere."""
-    old = old_entries(tree, plan, blueprint)
-    free = grow(jax.tree.map(jnp.zeros_like, tree), plan, blueprint, init_values.ones)
-    return jax.tree.map(lambda is_old, f: (~is_old & (f <= 0)).astype(f.dtype), old, free)
+def zero_sides(account: TreeAccount, params: Params, *, like: Params = None) -> ParamsLike:
+    """A tree of the larger model, 1 where an entry is new and its value is fixed, 0 elsewhere.
+
+    Args:
+      account: the account of `params`.
+      params: parameters of the smaller model.
+      like: a tree of the larger model to take the containers from.
+    """
+    arrays = account.of_source(params)
+
+    def marks(array: ArrayAccount) -> jax.Array:
+        fixed = mask(array, (Kind.ZERO, Kind.MEAN), account.plan)
+        return fixed.astype(arrays[array.sources[0]].dtype)
+
+    return build(account, params, marks, like=like)
 
 
-def _moved(here: Any, slopes: Any, plan: GrowthPlan) -> FreeValues:
+def _moved(arrays: dict[str, Array], slopes: dict[str, Array], plan: GrowthPlan) -> InitValues:
     """One step: the values, and the direction in which the objective rises, made orthogonal."""
 
-    def values(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-        target = pieces[0].target
+    def values(array: ArrayAccount, number: int) -> jax.Array:
+        target, axes = array.target, array.views[number].axes
         result, slope = (
-            split(arrays[target.name], target, plan.target)[number] for arrays in (here, slopes)
+            split(tree[target.name], target, plan.target)[number] for tree in (arrays, slopes)
         )
-        for piece in pieces:
-            for axis, starts, shape in init_values.blocks(piece, section, number, plan):
-                cut = functools.partial(
-                    jax.lax.dynamic_slice, start_indices=starts, slice_sizes=shape
-                )
-                block = _step(cut(result), cut(slope), section.axes, axis)
-                result = jax.lax.dynamic_update_slice(result, block, starts)
+        for block in array.blocks[number]:
+            if block.kind is Kind.FREE and block.axis is not None:
+                here, there = (slice_region(view, block.target) for view in (result, slope))
+                moved = _step(here, there, axes, block.axis)
+                result = write_region(result, block.target, moved)
         return result
 
     return values
 
 
-def _step(block: jax.Array, slope: jax.Array, axes: Sequence[str], new: str) -> jax.Array:
+def _step(block: jax.Array, slope: jax.Array, axes: Sequence[str], new_axis: str) -> jax.Array:
     """A block of new units after a step; of each layer by itself.
 
     The units of a block are what is new in it: dimensions of the stream, or columns of heads and of
     the MLP. A matrix has one row for each, and its rows are made orthogonal.
     """
     inner = [a for a, name in enumerate(axes) if name not in ("embed", "layers")]
-    units = [axes.index("embed")] if new == "embed" else inner
+    units = [axes.index("embed")] if new_axis == "embed" else inner
     rest = [a for a, name in enumerate(axes) if a not in units and name != "layers"]
     stacked = [a for a, name in enumerate(axes) if name == "layers"]
     rows, columns = (math.prod(block.shape[a] for a in side) for side in (units, rest))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth.errors import InputError
+from growth.rules.axes import BY_NAME, TRANSFORMATIONS
 from growth.rules.roles import ROLES
 
 
@@ -70,22 +71,6 @@ InitMethod = Fresh | Copy | GradMax
 
 _WORDS: dict[str, type] = {"fresh": Fresh, "copy": Copy, "gradmax": GradMax}
 
-# Which transformation adds entries along an axis. Where an entry is new along several, the first
-# one here says what it is.
-_ORDER: tuple[tuple[str, str], ...] = (
-    ("layers", "layer_addition"),
-    ("kv_heads", "head_addition"),
-    ("group", "head_addition"),
-    ("mlp", "mlp_expansion"),
-    ("v", "heads_expansion"),
-    ("qk", "attention_expansion"),
-    ("embed", "hidden_dimension_expansion"),
-)
-_TRANSFORMATIONS = dict(_ORDER)
-
-# The axes along which entries may be new, those first that decide what a new entry is.
-AXES_IN_ORDER = tuple(axis for axis, _ in _ORDER)
-
 
 @dataclasses.dataclass(frozen=True)
 class InitPolicy:
@@ -102,7 +87,7 @@ class InitPolicy:
     def method(self, role: str, axis: str) -> InitMethod:
         """The method for entries of a role that are new along an axis."""
         named = dict(self.named)
-        transformation = _TRANSFORMATIONS.get(axis, "")
+        transformation = BY_NAME[axis].transformation
         return named.get(role) or named.get(transformation) or self.default
 
     @property
@@ -132,7 +117,7 @@ def init_policy(init: Any) -> InitPolicy:
         return init
     if not isinstance(init, Mapping):
         return InitPolicy(_method(init))
-    names = (*dict.fromkeys(_TRANSFORMATIONS.values()), *ROLES)
+    names = (*TRANSFORMATIONS, *ROLES)
     for name in init:
         if name not in (*names, "default"):
             near = difflib.get_close_matches(str(name), names, 1)

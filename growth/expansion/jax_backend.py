@@ -1,75 +1,243 @@
-"""The pass over the arrays: each array of the larger model, put together from the smaller one's.
+"""The JAX back end: arrays of the larger model, put together from blocks.
 
-What a new entry is stands in `growth.rules.roles`, which entry an array holds is said by a
-blueprint, and the two meet here. Everything is known before the first array is read, so the pass is
-a pure function that can be compiled, with a plan that is static.
+A fold over the account of a tree. The account is known before the first array is read, so the fold
+is a pure function that can be compiled. Array for array it gives the bits that
+`growth.expansion.numpy_backend` gives.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from growth.architecture import Architecture
 from growth.blueprints import pytrees
-from growth.blueprints.blueprint import Blueprint
-from growth.blueprints.notation import BlueprintError
-from growth.blueprints.parameters import Parameter, misfits, siblings, size
-from growth.expansion import role_views
-from growth.expansion.init_values import FreeValues, zeros
-from growth.expansion.role_views import Section
-from growth.expansion.segments import Piece, pieces
+from growth.blueprints.parameters import Parameter
+from growth.expansion.accounts import ArrayAccount, TreeAccount
+from growth.expansion.blocks import Block, Kind, Region
+from growth.expansion.role_views import RoleView, fixed_sizes, seam, split
 from growth.rules.growth_plan import GrowthPlan
-from growth.rules.roles import FREE, MEAN, ZERO, factor, fill, offset
+from growth.types import Array, ParamsLike
+
+# Gives one view of an array of the larger model, by its number. Of what it gives, the entries of
+# free blocks are used.
+InitValues = Callable[[ArrayAccount, int], jax.Array]
 
 
-def grow(
-    tree: Any,
-    plan: GrowthPlan,
-    blueprint: Blueprint,
-    free: FreeValues,
-    degree: int | None = None,
-    like: Any = None,
-) -> Any:
-    """Carries a tree shaped like the parameters to the larger architecture.
+def assemble(
+    account: TreeAccount,
+    tree: ParamsLike,
+    init_values: InitValues,
+    *,
+    exponent: int | None = None,
+    like: ParamsLike = None,
+) -> ParamsLike:
+    """Carries a tree of the smaller model to the larger one.
 
     Args:
-      tree: arrays of `plan.source`'s shapes. Leaves that no rule matches must be empty nodes.
-      plan: the growth step.
-      blueprint: what the arrays are.
-      free: the free values.
-      degree: None for parameters, whose fixed entries get their fixed values. Other trees, of
-        moments of gradients, are multiplied by c ** degree where parameters are multiplied by c,
-        and all their new entries come from `free`.
+      account: the account of the tree.
+      tree: arrays of the smaller model.
+      init_values: what the entries of free blocks are.
+      exponent: None for parameters. For moments of gradients, which are multiplied by c ** exponent
+        where parameters are multiplied by c, and all of whose new entries are free.
       like: a tree of the target to take the containers from, where it holds the same leaves. The
         containers of `tree` may know its sizes.
     """
-    located = blueprint.parameters(tree, plan.source)
-    leaves = pytrees.leaves(tree)
-    arrays = {located[leaf.path].name: leaf.value for leaf in leaves if leaf.path in located}
-    by_path = {leaf.path: leaf for leaf in leaves}
-    items, done = [], set()
-    for leaf in leaves:
-        if leaf.path not in located:
+    arrays = account.of_source(tree)
+
+    def array_of(array: ArrayAccount) -> jax.Array:
+        dtype = arrays[array.sources[0]].dtype
+        views = []
+        for number, blocks in enumerate(array.blocks):
+            moments = blocks if exponent is None else [b.as_moment(exponent) for b in blocks]
+            views.append(_view(array, number, moments, arrays, account.plan, init_values, dtype))
+        return join(views, array, account.plan)
+
+    return build(account, tree, array_of, like=like)
+
+
+def build(
+    account: TreeAccount,
+    tree: ParamsLike,
+    array_of: Callable[[ArrayAccount], Any],
+    *,
+    like: ParamsLike = None,
+) -> ParamsLike:
+    """A tree of the larger model, with a value for each of its arrays.
+
+    Args:
+      account: the account of the tree.
+      tree: a tree of the smaller model, whose containers and empty nodes the result has.
+      array_of: gives the value for an array.
+      like: as for `assemble`.
+    """
+    leaves = {leaf.path: leaf for leaf in pytrees.leaves(tree)}
+    kinds, known = dict(account.arrays), {path for path, _ in account.names}
+    items = []
+    for path, leaf in leaves.items():
+        if path not in known:
             items.append((leaf.keys, leaf, leaf.value))
-            continue
-        first = located[leaf.path]
-        if first.kind in done:
-            continue
-        done.add(first.kind)
-        _check_group(first, plan)
-        for target in siblings(first, plan.target):
-            for problem in misfits(target, plan.target):
-                raise BlueprintError(problem)
-            model = by_path.get(target.path, leaf)
-            keys = pytrees.with_names(model.keys, target.path)
-            items.append((keys, model, _grow_array(target, arrays, plan, free, degree)))
+        for array in kinds.get(path, ()):
+            model = leaves.get(array.target.path, leaf)
+            value = leaf.value if array.is_empty else array_of(array)
+            items.append((pytrees.with_names(model.keys, array.target.path), model, value))
     grown = pytrees.build(items, tree)
     return grown if like is None else _with_containers(grown, like)
 
 
-def _with_containers(tree: Any, like: Any) -> Any:
+def mask(array: ArrayAccount, kinds: Collection[Kind], plan: GrowthPlan) -> jax.Array:
+    """Which entries of an array are of some kinds: booleans of its shape."""
+    views = [
+        _mask(view, [block.target for block in blocks if block.kind in kinds])
+        for view, blocks in zip(array.views, array.blocks, strict=True)
+    ]
+    return join(views, array, plan)
+
+
+def join(views: Sequence[jax.Array], array: ArrayAccount, plan: GrowthPlan) -> jax.Array:
+    """An array of the larger model from its views; the inverse of `role_views.split`."""
+    if len(views) == 1:
+        return views[0].reshape(array.shape)
+    shape = array.shape
+    dim, prefix, widths = seam(
+        array.target, plan.target, fixed_sizes(array.target, shape, plan.target)
+    )
+    aligned = [
+        view.reshape(*shape[:dim], prefix, width, *shape[dim + 1 :])
+        for view, width in zip(views, widths, strict=True)
+    ]
+    return jnp.concatenate(aligned, axis=dim + 1).reshape(shape)
+
+
+def slice_region(array: jax.Array, region: Region) -> jax.Array:
+    """The entries of a box."""
+    return jax.lax.slice(array, [r.start for r in region], [r.stop for r in region])
+
+
+def write_region(array: jax.Array, region: Region, values: jax.Array) -> jax.Array:
+    """An array with other entries in a box."""
+    starts = [r.start for r in region]
+    return jax.lax.dynamic_update_slice(array, values.astype(array.dtype), starts)
+
+
+def _view(
+    array: ArrayAccount,
+    number: int,
+    blocks: Sequence[Block],
+    arrays: Mapping[str, Array],
+    plan: GrowthPlan,
+    init_values: InitValues,
+    dtype: Any,
+) -> jax.Array:
+    """One view of an array from its blocks."""
+    view = array.views[number]
+
+    def old(block: Block) -> jax.Array:
+        units = [
+            _multiplied(arrays[source.name], number, block, source, plan)
+            for source in block.sources
+        ]
+        if block.kind is Kind.OLD:
+            return units[0].astype(dtype)
+        return mean(jnp.stack([unit.astype(dtype) for unit in units]), 0)[0]  # over arrays
+
+    if all(block.kind is not Kind.FREE for block in blocks):
+        segments = itertools.groupby(blocks, key=lambda block: block.start)
+        parts = [_padded(list(segment), old, view, dtype) for _, segment in segments]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, view.axes.index("layers"))
+    # Blocks are written over free values, in place: each cut and joint would cost a pass.
+    result = init_values(array, number).astype(dtype)
+    for block in reversed(blocks):  # old entries come first: means are taken of them
+        if block.kind is Kind.ZERO:
+            zeros = jnp.full(block.shape, -block.offset, dtype)
+            result = write_region(result, block.target, zeros)
+        elif block.kind is Kind.MEAN and block.place is not None:
+            kept = slice_region(result, block.averaged)
+            values = jnp.broadcast_to(mean(kept, block.place), block.shape)
+            result = write_region(result, block.target, values)
+        elif block.kind is not Kind.FREE:
+            result = write_region(result, block.target, old(block))
+    return result
+
+
+def _padded(
+    blocks: Sequence[Block], old: Callable[[Block], jax.Array], view: RoleView, dtype: Any
+) -> jax.Array:
+    """A segment without free entries: the old ones, padded with zeros, and means.
+
+    Zeros are all that the other blocks leave, and as padding they cost no pass of their own.
+    """
+    *others, last = blocks
+    if last.kind is Kind.ZERO:
+        return jnp.full(last.shape, -last.offset, dtype)
+    core = old(last)
+    behind = [
+        0 if axis == "layers" else size - len(entries)
+        for axis, size, entries in zip(view.axes, view.shape, last.target, strict=True)
+    ]
+    result = jax.lax.pad(core, jnp.asarray(-last.offset, dtype), [(0, n, 0) for n in behind])
+    for block in others:
+        if block.kind is Kind.MEAN:
+            assert block.place is not None
+            starts = [
+                entries.start - start
+                for entries, start in zip(block.target, block.start, strict=True)
+            ]
+            values = jnp.broadcast_to(mean(core, block.place), block.shape)
+            result = jax.lax.dynamic_update_slice(result, values, starts)
+    return result
+
+
+def _multiplied(
+    array: Array, number: int, block: Block, source: Parameter, plan: GrowthPlan
+) -> jax.Array:
+    """The entries of an array of the smaller model that a block continues, multiplied."""
+    old = slice_region(split(jnp.asarray(array), source, plan.source)[number], block.region)
+    if block.factor == 1:
+        return old
+    wide = old.astype(jnp.promote_types(old.dtype, jnp.float32)) + block.offset
+    # A compiler may contract a product and the sum that follows it to one rounding, where numpy
+    # rounds twice. It cannot see through the selection, which is always the same.
+    product = jnp.where(wide == wide, wide * block.factor, wide)
+    return product - block.offset if block.offset else product
+
+
+def mean(array: Array, place: int) -> jax.Array:
+    """The mean along an axis, which is kept, in the dtype of the array.
+
+    It is computed in float32 at least, and by halves, so that every back end rounds alike.
+    """
+    array = jnp.asarray(array)
+    wide = jnp.promote_types(array.dtype, jnp.float32)
+    number, total = array.shape[place], array.astype(wide)
+    if wide != array.dtype:  # a compiler may take the rounding to a lower precision away
+        kept = jnp.finfo(array.dtype)
+        total = jax.lax.reduce_precision(total, kept.nexp, kept.nmant)
+    while (length := total.shape[place]) > 1:
+        half = length // 2
+        low, high, rest = (
+            jax.lax.slice_in_dim(total, start, stop, axis=place)
+            for start, stop in ((0, half), (half, 2 * half), (2 * half, length))
+        )
+        total = low + high if length % 2 == 0 else jnp.concatenate([low + high, rest], place)
+    return (total * jnp.asarray(1 / number, wide)).astype(array.dtype)
+
+
+def _mask(view: RoleView, boxes: Sequence[Region]) -> jax.Array:
+    inside = jnp.zeros((1,) * len(view.shape), bool)
+    for box in boxes:
+        here = jnp.ones((1,) * len(view.shape), bool)
+        for place, entries in enumerate(box):
+            if len(entries) < view.shape[place]:
+                shape = [n if p == place else 1 for p, n in enumerate(view.shape)]
+                index = jax.lax.broadcasted_iota(jnp.int32, shape, place)
+                here &= (index >= entries.start) & (index < entries.stop)
+        inside |= here
+    return jnp.broadcast_to(inside, view.shape)
+
+
+def _with_containers(tree: ParamsLike, like: ParamsLike) -> ParamsLike:
     """The same leaves in the containers of another tree, where that has a place for each."""
     values = {leaf.path: leaf.value for leaf in pytrees.leaves(tree)}
     places = [leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)]
@@ -77,185 +245,3 @@ def _with_containers(tree: Any, like: Any) -> Any:
     if not held <= set(places) <= set(values):
         return tree
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in places])
-
-
-def _grow_array(
-    target: Parameter,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    free: FreeValues,
-    degree: int | None,
-) -> jax.Array:
-    """One array of the target: each of its sections, put together from pieces."""
-    parts = pieces(target, plan)
-    model = parts[0].source
-    empty = {piece.source.name: pytrees.is_empty(arrays[piece.source.name]) for piece in parts}
-    if all(empty.values()):
-        return arrays[model.name]
-    if any(empty.values()):
-        raise BlueprintError(
-            f"{target.path}: continues {', '.join(empty)} in one array, but some of them are empty"
-        )
-    dtype = arrays[model.name].dtype
-    fixed = role_views.fixed_sizes(model, arrays[model.name].shape, plan.source)
-    sections = []
-    for number, section in enumerate(role_views.sections(target, plan.target, fixed)):
-        blocks = [
-            _grow_piece(part, section.with_layers(part.length), number, arrays, plan, degree)
-            for part in parts
-        ]
-        sections.append(_assemble(parts, blocks, section, number, free, dtype))
-    return role_views.join(sections, target, plan.target, fixed)
-
-
-def _assemble(
-    parts: Sequence[Piece],
-    blocks: Sequence[jax.Array | None],
-    section: Section,
-    number: int,
-    free: FreeValues,
-    dtype: Any,
-) -> jax.Array:
-    """One section of a target array from the blocks of its pieces; the rest of it is free."""
-    whole = [
-        block.astype(dtype)
-        for part, block in zip(parts, blocks, strict=True)
-        if block is not None and block.shape == section.with_layers(part.length).shape
-    ]
-    if len(whole) == len(parts):
-        return whole[0] if len(whole) == 1 else jnp.concatenate(whole, section.axes.index("layers"))
-    # Blocks are written over free values, in place: each cut and joint would cost a pass.
-    result = free(parts, section, number).astype(dtype)
-    for part, block in zip(parts, blocks, strict=True):
-        if block is not None:
-            start = [part.start if axis == "layers" else 0 for axis in section.axes]
-            result = jax.lax.dynamic_update_slice(result, block.astype(dtype), start)
-    return result
-
-
-def _grow_piece(
-    piece: Piece,
-    section: Section,
-    number: int,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    degree: int | None,
-) -> jax.Array | None:
-    """One section of a piece without its free entries; None where all are free.
-
-    So it is smaller than the section along axes that grow freely. Old entries are multiplied, new
-    ones filled as their axis demands. Where an entry is new along several axes, any zero among
-    fixed values makes it zero, except that a free axis has the last word: the entries that it adds
-    are all free.
-    """
-
-    def fill_of(axis: str) -> str:
-        return fill(section.role, axis, plan.source) if degree is None else FREE
-
-    dtype = arrays[piece.source.name].dtype
-    fills = {fill_of(axis) for axis in piece.new_axes}
-    if FREE in fills:
-        return None
-    if ZERO in fills:
-        return jnp.full(section.shape, -offset(section.role, plan.source), dtype)
-    if MEAN in fills:  # an array for each dimension of the stream
-        units = [
-            piece.source.moved(piece.source.layers, embed=i) for i in range(plan.source.embed_dim)
-        ]
-        olds = [_old_entries(u, piece, section, number, arrays, plan, degree) for u in units]
-        block = jnp.mean(jnp.stack(olds).astype(_wide(dtype)), axis=0)
-    else:
-        block = _old_entries(piece.source, piece, section, number, arrays, plan, degree)
-
-    for place, axis in enumerate(section.axes):
-        new = section.shape[place] - block.shape[place]
-        if new == 0 or fill_of(axis) == FREE:
-            continue
-        if fill_of(axis) == MEAN:
-            mean = jnp.mean(block.astype(_wide(dtype)), axis=place, keepdims=True)
-            mean = jnp.repeat(mean.astype(block.dtype), new, axis=place)
-            block = jnp.concatenate([block, mean], axis=place)
-        else:
-            padding = [(0, new if p == place else 0, 0) for p in range(block.ndim)]
-            block = jax.lax.pad(block, jnp.zeros((), block.dtype), padding)
-    return block.astype(dtype)
-
-
-def _old_entries(
-    source: Parameter,
-    piece: Piece,
-    section: Section,
-    number: int,
-    arrays: Mapping[str, jax.Array],
-    plan: GrowthPlan,
-    degree: int | None,
-) -> jax.Array:
-    """The old entries that a section of a piece continues, multiplied as their role demands."""
-    array = arrays[source.name]
-    old = role_views.split(array, source, plan.source)[number]
-    if "layers" in section.axes:
-        stop = piece.source_start + piece.length
-        axis = section.axes.index("layers")
-        old = jax.lax.slice_in_dim(old, piece.source_start, stop, axis=axis)
-    by = multiplier(source, piece, section, plan) ** (1 if degree is None else degree)
-    if by == 1:
-        return old
-    added = offset(section.role, plan.source) if degree is None else 0.0
-    return (old.astype(_wide(old.dtype)) + added) * by - added
-
-
-def multiplier(source: Parameter, piece: Piece, section: Section, plan: GrowthPlan) -> float:
-    """By what the old entries of a section of a piece are multiplied, that come from `source`."""
-
-    def growth(axis: str) -> float:
-        before = size(axis, plan.source, source.layers) or 1
-        return (size(axis, plan.target, piece.target.layers) or 1) / before
-
-    axes = (*section.axes, *source.path_axes)
-    return factor(section.role, plan.source, axes, growth)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _check_group(parameter: Parameter, plan: GrowthPlan) -> None:
-    """Refuses to add queries to groups where an array of heads has no axis for them."""
-    rule = parameter.rule
-    names = {*rule.axes, *rule.indices}
-    heads = names & {"kv_heads", "qk", "v"} and {"query", "attention_out"} & {*rule.roles}
-    if heads and "group" not in names and _queries_added(plan):
-        raise BlueprintError(
-            f"{parameter.path}: the plan adds query heads to each group, but the rule names no "
-            f"axis `group`; write (kv_heads group) where the query heads are"
-        )
-
-
-def _queries_added(plan: GrowthPlan) -> bool:
-    return any(
-        origin is not None and new.queries_per_group > plan.source.layers[origin].queries_per_group
-        for new, origin in zip(plan.target.layers, plan.layer_sources, strict=True)
-    )
-
-
-def old_entries(tree: Any, plan: GrowthPlan, blueprint: Blueprint, like: Any = None) -> Any:
-    """Which entries of a grown tree are old: a tree of boolean arrays.
-
-    Args:
-      tree: arrays of `plan.source`'s shapes.
-      plan: the growth step.
-      blueprint: what the arrays are.
-      like: as for `grow`.
-    """
-    ones = jax.tree.map(jnp.ones_like, tree)
-    # As moments, all of whose new entries come from the free values, here zeros.
-    grown = grow(ones, plan, blueprint, zeros, degree=0, like=like)
-    return jax.tree.map(lambda mark: mark == 1, grown)
-
-
-def by_name(tree: Any, blueprint: Blueprint, architecture: Architecture) -> dict[str, jax.Array]:
-    """The arrays of a tree by the names that a blueprint gives them."""
-    located = blueprint.parameters(tree, architecture)
-    return {
-        located[leaf.path].name: leaf.value for leaf in pytrees.leaves(tree) if leaf.path in located
-    }

@@ -1,33 +1,35 @@
-"""Growth of one array at a time, in numpy: for checkpoints that are larger than memory.
+"""The numpy back end: one array at a time, for checkpoints that are larger than memory.
 
-It makes what `growth.expansion.jax_backend` makes of a whole tree, by the same table, but writes
-each entry of the larger array once, where it belongs. It reads one array of the smaller model for
-each.
+A fold over the blocks of an array, which writes each entry once, where it belongs. Array for array
+it gives the bits that `growth.expansion.jax_backend` gives. It reads one array of the smaller model
+for each of the larger one.
 """
 
 import functools
 import math
 import statistics
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from growth.blueprints.parameters import Parameter
-from growth.expansion import init_values, role_views
+from growth.expansion.accounts import ArrayAccount, array_account
+from growth.expansion.blocks import Block, Kind, Region
 from growth.expansion.initialization import Copy, Fresh, InitPolicy
-from growth.expansion.jax_backend import multiplier
-from growth.expansion.role_views import Section
-from growth.expansion.segments import Piece, pieces
+from growth.expansion.role_views import fixed_sizes, split
+from growth.expansion.segments import layer_segments
 from growth.rules.growth_plan import GrowthPlan
-from growth.rules.roles import FREE, MEAN, ZERO, fill, offset
 
-# How many random numbers are drawn at once: they stay in the processor's cache.
+# How many numbers are computed at once: they stay in the processor's cache.
 _AT_ONCE = 1 << 16
 
 # A model's initializer: an array's name and role to the center of a normal distribution and its
 # standard deviation, which may be zero.
 Initializer = Callable[[str, str], tuple[float, float]]
+
+# Writes the entries of a free block: (number of the view, block, where to write).
+WriteFree = Callable[[int, Block, np.ndarray], None]
 
 
 def source_of(target: Parameter, plan: GrowthPlan) -> Parameter:
@@ -35,7 +37,7 @@ def source_of(target: Parameter, plan: GrowthPlan) -> Parameter:
 
     Arrays that hold several layers are not for this module.
     """
-    return pieces(target, plan)[0].source
+    return layer_segments(target, plan)[0].source
 
 
 def grow_array(
@@ -59,102 +61,117 @@ def grow_array(
       dtype: that of the result; None for that of `old`. What is multiplied is multiplied in
         float32, or in float64 where either is float64, and rounded once.
     """
-    (piece,) = pieces(target, plan)
-    fixed = role_views.fixed_sizes(piece.source, old.shape, plan.source)
-    shape = role_views.array_shape(target, plan.target, fixed)
-    result = np.empty(shape, old.dtype if dtype is None else dtype)
-    news = role_views.split(result, target, plan.target)
-    olds = role_views.split(old, piece.source, plan.source)
+    source = source_of(target, plan)
+    account = array_account(target, plan, fixed_sizes(source, old.shape, plan.source))
+    olds = split(old, source, plan.source)
     name = zlib.crc32(target.name.encode())
-    for number, section in enumerate(role_views.sections(target, plan.target, fixed)):
-        random = np.random.Generator(np.random.SFC64([seed, name, number]))
-        for axis, block in _free_blocks(piece, section, number, plan):
-            source = policy.method(section.role, axis)
-            into = news[number][tuple(slice(r.start, r.stop) for r in block)]
-            if isinstance(source, Copy):
-                noise = np.std(olds[number], dtype=np.float32) / source.signal_to_noise
-                copied = olds[number]
-                for place, entries in enumerate(block):
-                    if entries != range(copied.shape[place]):
-                        rows = np.array(entries) % olds[number].shape[place]
-                        copied = np.take(copied, rows, axis=place)
-                _fill(into, copied, float(noise), random)
-            else:
-                assert isinstance(source, Fresh)
-                _fill(into, *initializer(target.name, section.role), random)
-        _fix(news[number], olds[number], piece, section, plan)
+    random = [np.random.Generator(np.random.SFC64([seed, name, n])) for n in range(len(olds))]
+
+    def write_free(number: int, block: Block, into: np.ndarray) -> None:
+        role, axis = account.views[number].role, block.axis
+        assert axis is not None
+        method = policy.method(role, axis)
+        if isinstance(method, Copy):
+            noise = np.std(olds[number], dtype=np.float32) / method.signal_to_noise
+            _write_normal(into, _taken(olds[number], block), float(noise), random[number])
+        else:
+            assert isinstance(method, Fresh)
+            _write_normal(into, *initializer(target.name, role), random[number])
+
+    return fold(account, {source.name: old}, plan, write_free, dtype)
+
+
+def fold(
+    account: ArrayAccount,
+    arrays: Mapping[str, np.ndarray],
+    plan: GrowthPlan,
+    write_free: WriteFree,
+    dtype: np.dtype | None = None,
+) -> np.ndarray:
+    """An array of the larger model from its account.
+
+    Args:
+      account: the account.
+      arrays: the arrays of the smaller model that it continues, by name.
+      plan: the growth step.
+      write_free: writes the entries of free blocks.
+      dtype: that of the result; None for that of the first of `arrays`.
+    """
+    result = np.empty(account.shape, arrays[account.sources[0]].dtype if dtype is None else dtype)
+    for number, new in enumerate(split(result, account.target, plan.target)):
+        for block in reversed(account.blocks[number]):  # old entries first: means are of them
+            into = _part(new, block.target)
+            if block.kind is Kind.FREE:
+                write_free(number, block, into)
+            elif block.kind is Kind.ZERO:
+                into[...] = -block.offset
+            elif block.kind is Kind.OLD:
+                _write_old(into, _source(arrays, number, block, block.source, plan), block)
+            elif block.place is not None:
+                into[...] = mean(_part(new, block.averaged), block.place)
+            else:  # over arrays
+                units = np.empty((len(block.sources), *into.shape), result.dtype)
+                for unit, source in zip(units, block.sources, strict=True):
+                    _write_old(unit, _source(arrays, number, block, source, plan), block)
+                into[...] = mean(units, 0)[0]
     return result
 
 
-def _fix(
-    new: np.ndarray, old: np.ndarray, piece: Piece, section: Section, plan: GrowthPlan
-) -> None:
-    """Writes the old entries of a section, and the new ones that have one right value."""
-    role, zero = section.role, -offset(section.role, plan.source)
-    fills = {fill(role, axis, plan.source) for axis in piece.new_axes}
-    if FREE in fills:
-        return
-    if ZERO in fills:
-        new[...] = zero
-        return
-    grown = [place for place in range(new.ndim) if new.shape[place] != old.shape[place]]
-    kinds = {place: fill(role, section.axes[place], plan.source) for place in grown}
-    # Where an entry is new along a free axis it is free, whatever else it is.
-    for place in grown:
-        if kinds[place] == FREE:
-            new = _part(new, place, 0, old.shape[place])
-    inner = new
-    for place in grown:
-        inner = _part(inner, place, 0, old.shape[place])
-    _multiply(inner, old, multiplier(piece.source, piece, section, plan), -zero)
-    for place in grown:
-        if kinds[place] == ZERO:
-            _part(new, place, old.shape[place], None)[...] = zero
-    for place in grown:
-        if kinds[place] == MEAN:
-            kept = _part(new, place, 0, old.shape[place])
-            wide = np.promote_types(new.dtype, np.float32)
-            mean = kept.mean(place, dtype=wide, keepdims=True)
-            _part(new, place, old.shape[place], None)[...] = mean
+def _source(
+    arrays: Mapping[str, np.ndarray], number: int, block: Block, source: Parameter, plan: GrowthPlan
+) -> np.ndarray:
+    """The entries of an array of the smaller model that a block continues."""
+    return _part(split(arrays[source.name], source, plan.source)[number], block.region)
 
 
-def _multiply(into: np.ndarray, old: np.ndarray, by: float, added: float) -> None:
-    wide = np.promote_types(np.promote_types(old.dtype, into.dtype), np.float32)
-    if by == 1:
-        into[...] = old
-    elif added:  # gains, which are small
-        into[...] = (old.astype(wide) + added) * by - added
-    else:
-        np.multiply(old, by, out=into, dtype=wide, casting="unsafe")
+def mean(array: np.ndarray, place: int) -> np.ndarray:
+    """The mean along an axis, which is kept, in the dtype of the array.
 
-
-def _free_blocks(
-    piece: Piece, section: Section, number: int, plan: GrowthPlan
-) -> Iterator[tuple[str, list[range]]]:
-    """The free entries of a section, as blocks that do not overlap.
-
-    With each comes the axis that says what its entries are.
+    It is computed in float32 at least, and by halves, so that every back end rounds alike.
     """
-    old = role_views.sections(
-        piece.source, plan.source, dict(zip(section.axes, section.shape, strict=True))
-    )[number].shape
-    for axis, starts, shape in init_values.blocks(piece, section, number, plan):
-        block = [range(a, a + n) for a, n in zip(starts, shape, strict=True)]
-        if piece.new_axes:
-            if FREE in {fill(section.role, axis, plan.source) for axis in piece.new_axes}:
-                yield axis, block
-            continue
-        for place, name in enumerate(section.axes):
-            size, entries = old[place], block[place]
-            if size == section.shape[place] or fill(section.role, name, plan.source) != FREE:
-                continue
-            if entries.stop > size:
-                new = [*block]
-                new[place] = range(max(entries.start, size), entries.stop)
-                yield axis, new
-            block[place] = range(entries.start, min(entries.stop, size))
-            if not block[place]:
-                break
+    moved = np.moveaxis(array, place, -1)
+    result = np.empty((*moved.shape[:-1], 1), array.dtype)
+    step = max(1, 16 * _AT_ONCE // max(1, moved[0].size)) if moved.ndim > 1 else len(moved)
+    for rows in (slice(start, start + step) for start in range(0, len(moved), step)):
+        part = moved[rows] if moved.ndim > 1 else moved
+        (result[rows] if moved.ndim > 1 else result)[...] = _mean_by_halves(part)
+    return np.moveaxis(result, -1, place)
+
+
+def _mean_by_halves(array: np.ndarray) -> np.ndarray:
+    wide = np.promote_types(array.dtype, np.float32)
+    total = array.astype(wide)
+    while (length := total.shape[-1]) > 1:
+        half = length // 2
+        joined = total[..., :half] + total[..., half : 2 * half]
+        if length % 2:
+            joined = np.concatenate([joined, total[..., 2 * half :]], axis=-1)
+        total = joined
+    return total * wide.type(1 / array.shape[-1])
+
+
+def _write_old(into: np.ndarray, old: np.ndarray, block: Block) -> None:
+    wide = np.promote_types(np.promote_types(old.dtype, into.dtype), np.float32)
+    if block.factor == 1:
+        into[...] = old
+    elif block.offset:  # gains, which are small
+        into[...] = (old.astype(wide) + block.offset) * block.factor - block.offset
+    else:
+        np.multiply(old, block.factor, out=into, dtype=wide, casting="unsafe")
+
+
+def _taken(source: np.ndarray, block: Block) -> np.ndarray:
+    """The entries of the source that a block's entries continue, in turn."""
+    for place in range(len(block.target)):
+        indices = block.source_indices(place)
+        if indices != range(source.shape[place]):
+            source = np.take(source, np.array(indices), axis=place)
+    return source
+
+
+def _part(array: np.ndarray, region: Region) -> np.ndarray:
+    """The entries of a box, sharing memory."""
+    return array[tuple(slice(entries.start, entries.stop) for entries in region)]
 
 
 @functools.cache
@@ -168,7 +185,7 @@ def _quantiles() -> np.ndarray:
     return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
 
 
-def _fill(
+def _write_normal(
     into: np.ndarray, center: np.ndarray | float, deviation: float, random: np.random.Generator
 ) -> None:
     """Writes normally distributed numbers around one number, or around those of an array."""
@@ -199,8 +216,3 @@ def _rows(into: np.ndarray, like: np.ndarray | float) -> Iterator[tuple[np.ndarr
         step = _AT_ONCE // into[0].size
         for start in range(0, len(into), step):
             yield into[start : start + step], like[start : start + step]
-
-
-def _part(array: np.ndarray, place: int, start: int, stop: int | None) -> np.ndarray:
-    """A range of an array along one of its axes."""
-    return array[(slice(None),) * place + (slice(start, stop),)]

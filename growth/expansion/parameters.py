@@ -1,7 +1,7 @@
 """`expand`: carries parameters of one architecture to a larger one."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for, reference_model
 from growth.errors import InputError
-from growth.expansion import init_values
-from growth.expansion.gradmax import gradmax
-from growth.expansion.init_values import FreeValues
+from growth.expansion.accounts import TreeAccount, source_account
+from growth.expansion.blocks import Kind
+from growth.expansion.gradmax import maximize_first_gradient
+from growth.expansion.init_values import by_policy, copies, from_arrays
 from growth.expansion.initialization import (
     Copy,
     Fresh,
@@ -21,32 +22,32 @@ from growth.expansion.initialization import (
     InitPolicy,
     init_policy,
 )
-from growth.expansion.jax_backend import by_name, grow
-from growth.expansion.role_views import Section
-from growth.expansion.segments import Piece
+from growth.expansion.jax_backend import InitValues, assemble, slice_region
+from growth.expansion.role_views import split
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.roles import FACES_ZERO
+from growth.types import Params
 
 
 def expand(
-    tree: Any,
+    params: Params,
     plan: GrowthPlan,
     *,
     key: jax.Array | None = None,
     blueprint: Blueprint | None = None,
-    fresh: Any = None,
+    fresh: Params = None,
     init: Any = "fresh",
-    loss: Callable[[Any], jax.Array] | None = None,
-) -> Any:
+    loss: Callable[[Params], jax.Array] | None = None,
+) -> Params:
     """Carries parameters to the larger architecture of a plan; the function stays the same.
 
-    The result has the structure of `tree` (or of `fresh`), and the dtype of each array. Old entries
-    that are multiplied are multiplied in float32 (float64 if they are float64) and rounded once.
-    Pure, and compatible with `jax.jit` (`plan`, `blueprint` and `init` are static),
+    The result has the structure of `params` (or of `fresh`), and the dtype of each array. Old
+    entries that are multiplied are multiplied in float32 (float64 if they are float64) and rounded
+    once. Pure, and compatible with `jax.jit` (`plan`, `blueprint` and `init` are static),
     `jax.eval_shape` and `out_shardings`.
 
     Args:
-      tree: parameters of `plan.source`, any pytree of arrays.
+      params: parameters of `plan.source`, any pytree of arrays.
       plan: the growth step.
       key: a PRNG key for free values. Needed to copy, and where `fresh` is not given.
       blueprint: what the parameters are. None means the reference model, `growth.models`.
@@ -63,32 +64,57 @@ def expand(
         or values of `fresh` are zero where they would never learn.
     """
     policy = init_policy(init)
-    _check_free(key, blueprint, fresh, loss, policy)
-    blueprint = blueprint_for(plan.source, blueprint)
-    if fresh is not None and not _is_traced((tree, fresh)):
-        _refuse_zeros(_zeros(tree, fresh, plan, blueprint))
-    grown = _expand(tree, fresh, key, plan, blueprint, policy)
+    _check_arguments(key, blueprint, fresh, loss, policy)
+    account = source_account(params, plan, blueprint_for(plan.source, blueprint))
+    if fresh is not None and not _is_traced((params, fresh)):
+        _refuse_zeros(_zeros(fresh, account))
+    grown = _expand(params, fresh, key, account, policy)
     if policy.needs(GradMax):
         assert loss is not None
-        grown = gradmax(loss, tree, grown, plan, blueprint, policy)
+        grown = maximize_first_gradient(account, params, grown, loss, policy)
     return grown
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "blueprint", "policy"))
+@functools.partial(jax.jit, static_argnames=("account", "policy"))
 def _expand(
-    tree: Any,
-    fresh: Any,
+    params: Params,
+    fresh: Params,
     key: jax.Array | None,
-    plan: GrowthPlan,
-    blueprint: Blueprint,
+    account: TreeAccount,
     policy: InitPolicy,
-) -> Any:
-    free = _free_values(tree, fresh, key, plan, blueprint, policy)
-    return grow(tree, plan, blueprint, free, like=fresh)
+) -> Params:
+    values = _init_values(params, fresh, key, account, policy)
+    return assemble(account, params, values, like=fresh)
 
 
-def _check_free(
-    key: jax.Array | None, blueprint: Blueprint | None, fresh: Any, loss: Any, policy: InitPolicy
+def _init_values(
+    params: Params,
+    fresh: Params,
+    key: jax.Array | None,
+    account: TreeAccount,
+    policy: InitPolicy,
+) -> InitValues:
+    """The free values that the arguments of `expand` ask for; see there."""
+    values: dict[InitMethod, InitValues] = {}
+    for method in policy.methods:
+        if isinstance(method, Copy):
+            assert key is not None
+            arrays = account.of_source(params)
+            values[method] = copies(arrays, account.plan, key, method.signal_to_noise)
+            continue
+        if fresh is None:
+            assert key is not None
+            fresh = reference_model().initial_parameters(account.plan.target, key)
+        values[method] = from_arrays(account.of_target(fresh), account.plan)
+    return by_policy(policy, values, account.plan)
+
+
+def _check_arguments(
+    key: jax.Array | None,
+    blueprint: Blueprint | None,
+    fresh: Params,
+    loss: Callable[[Params], jax.Array] | None,
+    policy: InitPolicy,
 ) -> None:
     """Checks that the arguments of `expand` say where free values come from; see there."""
     initialized = policy.needs(Fresh) or policy.needs(GradMax)
@@ -105,24 +131,21 @@ def _check_free(
         raise InputError("loss is needed for gradmax: a function of the larger parameters")
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "blueprint"))
-def _zeros(tree: Any, fresh: Any, plan: GrowthPlan, blueprint: Blueprint) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("account",))
+def _zeros(fresh: Params, account: TreeAccount) -> dict[str, jax.Array]:
     """Whether the free side of a product is zero, by path and axis, where its other side is."""
+    arrays, plan = account.of_target(fresh), account.plan
     found: dict[str, jax.Array] = {}
-    values = init_values.from_tree(by_name(fresh, blueprint, plan.target), plan)
-
-    def look(pieces: Sequence[Piece], section: Section, number: int) -> jax.Array:
-        given = values(pieces, section, number)
-        for piece in pieces:
-            for axis, starts, shape in init_values.blocks(piece, section, number, plan):
-                if "embed" in section.axes and axis in FACES_ZERO.get(section.role, ()):
-                    block = jax.lax.dynamic_slice(given, starts, shape)
-                    place = f"{piece.target.path}, new along {axis}"
-                    # Pieces of an array may be new by themselves: none of them may be zero.
-                    found[place] = found.get(place, False) | ~jnp.any(block)
-        return given
-
-    grow(tree, plan, blueprint, look, like=fresh)
+    for array in account:
+        values = split(arrays[array.target.name], array.target, plan.target)
+        for view, blocks, given in zip(array.views, array.blocks, values, strict=True):
+            axes = FACES_ZERO.get(view.role, ()) if "embed" in view.axes else ()
+            for block in blocks:
+                if block.kind is Kind.FREE and block.axis in axes:
+                    is_zero = ~jnp.any(slice_region(given, block.target))
+                    place = f"{array.target.path}, new along {block.axis}"
+                    # Segments of an array may be new by themselves: none of them may be zero.
+                    found[place] = found.get(place, False) | is_zero
     return found
 
 
@@ -135,28 +158,5 @@ def _refuse_zeros(found: Mapping[str, jax.Array]) -> None:
         )
 
 
-def _is_traced(tree: Any) -> bool:
+def _is_traced(tree: Params) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _free_values(
-    tree: Any,
-    fresh: Any,
-    key: jax.Array | None,
-    plan: GrowthPlan,
-    blueprint: Blueprint,
-    policy: InitPolicy,
-) -> FreeValues:
-    """The free values that the arguments of `expand` ask for; see there."""
-    values: dict[InitMethod, FreeValues] = {}
-    for source in policy.methods:
-        if isinstance(source, Copy):
-            assert key is not None
-            arrays = by_name(tree, blueprint, plan.source)
-            values[source] = init_values.copies(arrays, plan, key, source.signal_to_noise)
-            continue
-        if fresh is None:
-            assert key is not None
-            fresh = reference_model().initial_parameters(plan.target, key)
-        values[source] = init_values.from_tree(by_name(fresh, blueprint, plan.target), plan)
-    return init_values.chosen(policy, values, plan)

@@ -1,15 +1,12 @@
-"""An array as its blueprint sees it: one section per role, every factor an axis of its own.
+"""An array as its blueprint sees it: one view per role, every factor an axis of its own.
 
-`split` and `join` go back and forth between the array that a model holds and its sections. Both are
-reshapes and slices only, so that sections of a numpy array are views of it.
+`split` and `join` go back and forth between the array that a model holds and its views. Both are
+reshapes and slices only, so that what is split from a numpy array shares its memory.
 """
 
 import dataclasses
 import math
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from growth.architecture import Architecture
 from growth.blueprints.notation import role_axis
@@ -17,7 +14,7 @@ from growth.blueprints.parameters import Parameter, dim_size, size
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class RoleView:
     """The part of an array that has one role.
 
     Attributes:
@@ -31,7 +28,7 @@ class Section:
     axes: tuple[str, ...]
     shape: tuple[int, ...]
 
-    def with_layers(self, number: int) -> "Section":
+    def with_layers(self, number: int) -> "RoleView":
         """The same for another number of layers."""
         shape = [number if a == "layers" else n for a, n in zip(self.axes, self.shape, strict=True)]
         return dataclasses.replace(self, shape=tuple(shape))
@@ -51,8 +48,10 @@ def fixed_sizes(parameter: Parameter, shape: tuple[int, ...], architecture: Arch
     return sizes
 
 
-def sections(parameter: Parameter, architecture: Architecture, fixed: Sizes) -> tuple[Section, ...]:
-    """The sections of an array, as the architecture says."""
+def role_views(
+    parameter: Parameter, architecture: Architecture, fixed: Sizes
+) -> tuple[RoleView, ...]:
+    """The views of an array, as the architecture says."""
     result = []
     for role in parameter.rule.roles:
         factors = [
@@ -61,7 +60,7 @@ def sections(parameter: Parameter, architecture: Architecture, fixed: Sizes) -> 
             for f in _factors(names, role, parameter, architecture, fixed)
         ]
         axes, shape = zip(*factors, strict=True) if factors else ((), ())
-        result.append(Section(role, axes, shape))
+        result.append(RoleView(role, axes, shape))
     return tuple(result)
 
 
@@ -77,12 +76,12 @@ def array_shape(parameter: Parameter, architecture: Architecture, fixed: Sizes) 
 
 
 def split(array: Any, parameter: Parameter, architecture: Architecture) -> list[Any]:
-    """The sections of an array, each shaped as its `Section` says."""
+    """The views of an array, each shaped as its `RoleView` says."""
     fixed = fixed_sizes(parameter, array.shape, architecture)
-    shapes = [section.shape for section in sections(parameter, architecture, fixed)]
+    shapes = [view.shape for view in role_views(parameter, architecture, fixed)]
     if len(shapes) == 1:
         return [array.reshape(shapes[0])]
-    dim, prefix, widths = _seam(parameter, architecture, fixed)
+    dim, prefix, widths = seam(parameter, architecture, fixed)
     array = array.reshape(*array.shape[:dim], prefix, sum(widths), *array.shape[dim + 1 :])
     parts, start = [], 0
     for width, shape in zip(widths, shapes, strict=True):
@@ -92,22 +91,7 @@ def split(array: Any, parameter: Parameter, architecture: Architecture) -> list[
     return parts
 
 
-def join(
-    parts: list[jax.Array], parameter: Parameter, architecture: Architecture, fixed: Sizes
-) -> jax.Array:
-    """The inverse of `split`."""
-    shape = array_shape(parameter, architecture, fixed)
-    if len(parts) == 1:
-        return parts[0].reshape(shape)
-    dim, prefix, widths = _seam(parameter, architecture, fixed)
-    aligned = [
-        part.reshape(*shape[:dim], prefix, width, *shape[dim + 1 :])
-        for part, width in zip(parts, widths, strict=True)
-    ]
-    return jnp.concatenate(aligned, axis=dim + 1).reshape(shape)
-
-
-def _seam(
+def seam(
     parameter: Parameter, architecture: Architecture, fixed: Sizes
 ) -> tuple[int, int, list[int]]:
     """The dimension that holds several roles, the size of what stands before the axis `role` in

@@ -1,8 +1,8 @@
 """Where each array of the larger model comes from.
 
-An array of the target is made of pieces: neighbouring layers in it that continue neighbouring
+An array of the target is made of segments: neighbouring layers in it that continue neighbouring
 layers of one array of the source, or that are new. An array that belongs to one layer, or to none,
-is a single piece.
+is a single segment.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ from growth.rules.growth_plan import GrowthPlan
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class LayerSegment:
     """Layers of a target array that come from one place.
 
     Attributes:
       target: the array of the target.
-      start: the first of the piece's layers, counted within the target array.
+      start: the first of the segment's layers, counted within the target array.
       length: the number of layers.
-      source: the array of the source that the piece continues; for a new one the array of a unit
+      source: the array of the source that the segment continues; for a new one the array of a unit
         like it, in the layer below.
       source_start: the first layer of `source` that is meant, counted within that array.
-      new_axes: the axes along which the whole piece is new: "layers" for new layers, an index in
+      new_axes: the axes along which the whole segment is new: "layers" for new layers, an index in
         the path for, say, a new head that has an array of its own.
     """
 
@@ -35,18 +35,18 @@ class Piece:
     new_axes: tuple[str, ...]
 
 
-def pieces(target: Parameter, plan: GrowthPlan) -> list[Piece]:
-    """The pieces of a target array, in order."""
+def layer_segments(target: Parameter, plan: GrowthPlan) -> tuple[LayerSegment, ...]:
+    """The segments of a target array, in order."""
     if not target.layers:
-        return [_piece(target, 0, 1, None, plan)]
+        return (_segment(target, 0, 1, None, plan),)
     first = target.layers.start
     if "layers" not in target.rule.axes:
-        return [_piece(target, 0, 1, first, plan)]
+        return (_segment(target, 0, 1, first, plan),)
     spans = _spans(target.layers, plan)
-    return [_piece(target, a - first, b - a, a, plan) for a, b in spans]
+    return tuple(_segment(target, a - first, b - a, a, plan) for a, b in spans)
 
 
-def old_index(axis: str, index: int, old: int, new: int, rotary: bool) -> int | None:
+def _old_index(axis: str, index: int, old: int, new: int, rotary: bool) -> int | None:
     """The index that entry `index` of a grown axis had before; None where it is new.
 
     Args:
@@ -75,15 +75,15 @@ def _spans(layers: range, plan: GrowthPlan) -> Iterator[tuple[int, int]]:
         start = layer
 
 
-def _piece(
+def _segment(
     target: Parameter, start: int, length: int, layer: int | None, plan: GrowthPlan
-) -> Piece:
+) -> LayerSegment:
     new_axes = []
     source_layers, source_start, indices = range(0), 0, {}
     if layer is not None:
         if plan.layer_sources[layer] is None:
             new_axes.append("layers")
-        origin = nearest_origin(layer, plan)
+        origin = _nearest_origin(layer, plan)
         in_array, in_path = "layers" in target.rule.axes, "layers" in target.path_axes
         if in_array and in_path:
             first, number = next(r for r in plan.source.layer_runs if origin < r[0] + r[1])
@@ -99,16 +99,16 @@ def _piece(
             continue
         old = size(axis, plan.source, source_layers) or 0
         new = size(axis, plan.target, target.layers) or 0
-        origin_index = old_index(axis, index, old, new, plan.source.turns_whole_heads)
+        origin_index = _old_index(axis, index, old, new, plan.source.turns_whole_heads)
         if origin_index is None and "layers" not in new_axes:
             new_axes.append(axis)
         indices[axis] = index % old if origin_index is None else origin_index
-    return Piece(
+    return LayerSegment(
         target, start, length, target.moved(source_layers, **indices), source_start, tuple(new_axes)
     )
 
 
-def nearest_origin(layer: int, plan: GrowthPlan) -> int:
+def _nearest_origin(layer: int, plan: GrowthPlan) -> int:
     """The source layer that a target layer continues, or, for a new one, the one below it."""
     below = [origin for origin in plan.layer_sources[: layer + 1] if origin is not None]
     return below[-1] if below else 0

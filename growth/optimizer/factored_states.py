@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from growth.optimizer.scaling_exponents import agreed
+from growth.optimizer.scaling_exponents import agreed_exponent
+from growth.optimizer.state_fields import state_type
 
-_transform = optax._src.transform  # optax does not export the state of layer-wise DoG
+# optax exports layer-wise DoG, but not its state.
+DistanceOverGradientsState = state_type(optax.scale_by_distance_over_gradients())
 
 
-class Walk(Protocol):
+class Expander(Protocol):
     """What a rule needs of the way through a state.
 
     Attributes:
@@ -29,7 +31,7 @@ class Walk(Protocol):
     params: Any
     grown: Any
 
-    def moments(self, tree: Any, before: Any, begun: Any, degree: int) -> Any:
+    def moments(self, tree: Any, before: Any, begun: Any, exponent: int) -> Any:
         """Moments, larger, from what they begin as."""
 
     def parameters(self, tree: Any, begun: Any) -> Any:
@@ -37,14 +39,14 @@ class Walk(Protocol):
 
 
 def grow_factored(
-    state: optax.FactoredState, before: Any, begun: Any, degrees: Any, walk: Walk
+    state: optax.FactoredState, before: Any, begun: Any, exponents: Any, expander: Expander
 ) -> optax.FactoredState:
     """Adafactor's second moments, by rows and columns or whole, in the form that the sizes ask for.
 
     An entry's estimate is row · column / mean row (Shazeer & Stern, arXiv 1804.04235, algorithm 4).
     """
 
-    def whole(param: Any, v: Any, row: Any, column: Any) -> Any:
+    def estimate(param: Any, v: Any, row: Any, column: Any) -> Any:
         dims = _factored(param.shape, v.shape)
         if dims is None:
             return v
@@ -61,25 +63,25 @@ def grow_factored(
         rows, columns = jnp.mean(square, axis=d0), jnp.mean(square, axis=d1)
         return rows.astype(row.dtype), columns.astype(column.dtype), v
 
-    squares = _map(whole, walk.params, state.v, state.v_row, state.v_col)
-    squares = _grow(squares, begun.v, agreed(degrees.v, -2, walk.params), walk)
+    squares = _map(estimate, expander.params, state.v, state.v_row, state.v_col)
+    squares = _grow(squares, begun.v, _exponent(exponents.v, -2, expander), expander)
     fields = (squares, begun.v_row, begun.v_col, begun.v)
     row, column, v = (
-        _map(lambda *given, part=part: parts(*given)[part], walk.grown, *fields)
+        _map(lambda *given, part=part: parts(*given)[part], expander.grown, *fields)
         for part in range(3)
     )
     return optax.FactoredState(state.count, row, column, v)
 
 
 def grow_sm3(
-    state: optax.ScaleBySM3State, before: Any, begun: Any, degrees: Any, walk: Walk
+    state: optax.ScaleBySM3State, before: Any, begun: Any, exponents: Any, expander: Expander
 ) -> optax.ScaleBySM3State:
     """SM3's accumulators, one for each index of each dimension.
 
     An entry's estimate is the least of those of its indices (Anil et al., arXiv 1901.11150).
     """
 
-    def whole(param: Any, accumulators: Any) -> Any:
+    def estimate(param: Any, accumulators: Any) -> Any:
         if param.ndim < 2:
             return accumulators[0]
         shapes = [
@@ -99,40 +101,44 @@ def grow_sm3(
             for a in range(param.ndim)
         ]
 
-    squares = _grow(_map(whole, walk.params, state.mu), begun.mu, -2, walk)
-    momentum = walk.moments(state.nu, before.nu, begun.nu, agreed(degrees.nu, 0, walk.params))
-    return optax.ScaleBySM3State(_map(parts, walk.grown, squares), momentum)
+    squares = _grow(_map(estimate, expander.params, state.mu), begun.mu, -2, expander)
+    momentum = expander.moments(state.nu, before.nu, begun.nu, _exponent(exponents.nu, 0, expander))
+    return optax.ScaleBySM3State(_map(parts, expander.grown, squares), momentum)
 
 
 def grow_novograd(
-    state: optax.ScaleByNovogradState, before: Any, begun: Any, degrees: Any, walk: Walk
+    state: optax.ScaleByNovogradState, before: Any, begun: Any, exponents: Any, expander: Expander
 ) -> optax.ScaleByNovogradState:
     """NovoGrad's squared norm of each array; an array of layers that is cut shares it out."""
-    momentum = walk.moments(state.mu, before.mu, begun.mu, agreed(degrees.mu, 0, walk.params))
-    norms = _grow_sums(state.nu, begun.nu, agreed(degrees.nu, -2, walk.params), walk)
+    momentum = expander.moments(state.mu, before.mu, begun.mu, _exponent(exponents.mu, 0, expander))
+    norms = _grow_sums(state.nu, begun.nu, _exponent(exponents.nu, -2, expander), expander)
     return optax.ScaleByNovogradState(state.count, momentum, norms)
 
 
 def grow_distance_over_gradients(
-    state: Any, before: Any, begun: Any, degrees: Any, walk: Walk
+    state: Any, before: Any, begun: Any, exponents: Any, expander: Expander
 ) -> Any:
     """Layer-wise DoG's greatest distance and sum of squared gradients of each array."""
     squares = jax.tree.map(jnp.square, state.max_dist)
-    distances = jax.tree.map(jnp.sqrt, _grow_sums(squares, begun.max_dist, 2, walk))
-    sums = _grow_sums(state.grad_sum_of_squares, begun.grad_sum_of_squares, -2, walk)
-    first = walk.parameters(state.init_params, begun.init_params)
-    return _transform.ScaleByDistanceOverGradientsState(distances, sums, first)
+    distances = jax.tree.map(jnp.sqrt, _grow_sums(squares, begun.max_dist, 2, expander))
+    sums = _grow_sums(state.grad_sum_of_squares, begun.grad_sum_of_squares, -2, expander)
+    first = expander.parameters(state.init_params, begun.init_params)
+    return DistanceOverGradientsState(distances, sums, first)
 
 
 RULES: dict[type, Callable[..., Any]] = {
     optax.FactoredState: grow_factored,
     optax.ScaleBySM3State: grow_sm3,
     optax.ScaleByNovogradState: grow_novograd,
-    _transform.ScaleByDistanceOverGradientsState: grow_distance_over_gradients,
+    DistanceOverGradientsState: grow_distance_over_gradients,
 }
 
 
-def _grow_sums(sums: Any, begun: Any, degree: int, walk: Walk) -> Any:
+def _exponent(powers: Any, default: int, expander: Expander) -> int:
+    return agreed_exponent(powers, default, expander.params)
+
+
+def _grow_sums(sums: Any, begun: Any, exponent: int, expander: Expander) -> Any:
     """A sum over each array; an entry's estimate is an equal share of it."""
 
     def shares(param: Any, total: Any) -> Any:
@@ -141,15 +147,15 @@ def _grow_sums(sums: Any, begun: Any, degree: int, walk: Walk) -> Any:
     def total(_: Any, share: Any, like: Any) -> Any:
         return jnp.sum(share).reshape(like.shape).astype(like.dtype)
 
-    larger = _grow(_map(shares, walk.params, sums), begun, degree, walk)
-    return _map(total, walk.grown, larger, begun)
+    larger = _grow(_map(shares, expander.params, sums), begun, exponent, expander)
+    return _map(total, expander.grown, larger, begun)
 
 
-def _grow(tree: Any, begun: Any, degree: int, walk: Walk) -> Any:
+def _grow(tree: Any, begun: Any, exponent: int, expander: Expander) -> Any:
     """Estimates of all entries, larger; `begun` shows what is masked."""
     before = jax.tree.map(jnp.zeros_like, tree)
-    larger = _map(lambda param, _: jnp.zeros(param.shape, param.dtype), walk.grown, begun)
-    return walk.moments(tree, before, larger, degree)
+    larger = _map(lambda param, _: jnp.zeros(param.shape, param.dtype), expander.grown, begun)
+    return expander.moments(tree, before, larger, exponent)
 
 
 def _map(function: Callable[..., Any], params: Any, *trees: Any) -> Any:
@@ -164,14 +170,14 @@ def _map(function: Callable[..., Any], params: Any, *trees: Any) -> Any:
     return jax.tree.unflatten(structure, results)
 
 
-def _factored(shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, int] | None:
+def _factored(shape: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, int] | None:
     """Which two dimensions optax factors: the two largest; None where it keeps the whole array.
 
     Args:
       shape: of a parameter.
-      whole: of what the state has for the whole array: a single number where it is factored.
+      kept: of what the state has for the whole array: a single number where it is factored.
     """
-    if whole == shape:
+    if kept == shape:
         return None
     *_, d1, d0 = (int(axis) for axis in np.argsort(shape))
     return d1, d0

@@ -6,19 +6,21 @@ times the learning rate, whatever its gradient is.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from growth.blueprints import pytrees
-from growth.blueprints.blueprint import Blueprint
-from growth.expansion.jax_backend import old_entries
-from growth.rules.growth_plan import GrowthPlan
+from growth.expansion.accounts import TreeAccount
+from growth.expansion.blocks import Kind
+from growth.expansion.jax_backend import mask
+from growth.types import ParamsLike
 
 POLICIES = ("zeros", "mean", "probe")
 
 
 def with_initial_moments(
-    larger: Any, tree: Any, plan: GrowthPlan, blueprint: Blueprint, gradient: Any
-) -> Any:
+    larger: ParamsLike, account: TreeAccount, gradient: ParamsLike
+) -> ParamsLike:
     """Squares of gradients, in which new entries begin as a mean or as the square of a gradient.
 
     The mean is that of the old entries of the array; of all arrays of its kind, in all layers,
@@ -27,43 +29,44 @@ def with_initial_moments(
 
     Args:
       larger: the squares, in which new entries are zero.
-      tree: the squares before growth.
-      plan: the growth step.
-      blueprint: what the arrays are.
+      account: the account of the squares before growth.
       gradient: a tree of the grown parameters; None: all take the mean.
     """
-    old = old_entries(tree, plan, blueprint, like=larger)
-    located = blueprint.parameters(larger, plan.target)
-    values, marks = (
-        {leaf.path: leaf.value for leaf in pytrees.leaves(t) if leaf.path in located}
-        for t in (larger, old)
-    )
-    probes = {leaf.path: leaf.value for leaf in pytrees.leaves(gradient or {})}
-    sums: dict[Any, tuple[Any, Any]] = {}
-    own = {}
-    for path, value in values.items():
-        if pytrees.is_empty(value):
-            continue
-        total, count = jnp.sum(jnp.where(marks[path], value, 0)), jnp.sum(marks[path])
-        own[path] = total, count
-        kind = located[path].kind
-        before = sums.get(kind, (0.0, 0))
-        sums[kind] = before[0] + total, before[1] + count
+    squares = account.of_target(larger)
+    probes = {_name(leaf): leaf.value for leaf in pytrees.leaves(gradient or {})}
+    is_old: dict[str, jax.Array] = {}
+    sums: dict[str, tuple[Any, Any]] = {}
+    of_kind: dict[str, tuple[Any, Any]] = {}
+    for array in account:
+        name, rule = array.target.name, array.target.rule.path
+        is_old[name] = mask(array, (Kind.OLD,), account.plan)
+        total = jnp.sum(jnp.where(is_old[name], squares[name], 0))
+        sums[name] = total, jnp.sum(is_old[name])
+        before = of_kind.get(rule, (0.0, 0))
+        of_kind[rule] = before[0] + total, before[1] + sums[name][1]
+    rules = {array.target.name: array.target.rule.path for array in account}
 
-    def filled(path: str, value: Any) -> Any:
-        total, count = own[path]
-        kind_total, kind_count = sums[located[path].kind]
-        mean = jnp.where(
-            count > 0, total / jnp.maximum(count, 1), kind_total / jnp.maximum(kind_count, 1)
+    def filled(name: str) -> jax.Array:
+        square, (total, count), (all_total, all_count) = (
+            squares[name],
+            sums[name],
+            of_kind[rules[name]],
         )
-        begin = jnp.full(value.shape, mean)
-        if path in probes:
-            square = jnp.square(probes[path])
-            begin = jnp.where(square > 0, square, begin)
-        return jnp.where(marks[path], value, begin).astype(value.dtype)
+        mean = jnp.where(
+            count > 0, total / jnp.maximum(count, 1), all_total / jnp.maximum(all_count, 1)
+        )
+        begin = jnp.full(square.shape, mean)
+        if name in probes:
+            probed = jnp.square(probes[name])
+            begin = jnp.where(probed > 0, probed, begin)
+        return jnp.where(is_old[name], square, begin).astype(square.dtype)
 
     items = [
-        (leaf.keys, leaf, filled(leaf.path, leaf.value) if leaf.path in own else leaf.value)
+        (leaf.keys, leaf, filled(_name(leaf)) if _name(leaf) in is_old else leaf.value)
         for leaf in pytrees.leaves(larger)
     ]
     return pytrees.build(items, larger)
+
+
+def _name(leaf: pytrees.Leaf) -> str:
+    return leaf.path.removeprefix("params/")

@@ -6,7 +6,7 @@ of the parameters' size: what is new follows from shapes.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from growth.blueprints.reference import blueprint_for
 from growth.errors import InputError
 from growth.optimizer import entry_age
 from growth.rules.growth_plan import GrowthPlan
+from growth.types import Params, ParamsLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ScaleByAgeState(NamedTuple):
 
 
 def correct_by_age(
-    events: Sequence[Event], b1: float, b2: float, blueprint: Blueprint | None = None
+    events: Sequence[Event], *, b1: float, b2: float, blueprint: Blueprint | None = None
 ) -> optax.GradientTransformation:
     """Corrects Adam's updates of new entries by their own age; to stand right behind Adam.
 
@@ -109,7 +110,7 @@ def correct_by_age(
 
 
 def rewarm(
-    events: Sequence[Event], blueprint: Blueprint | None = None
+    events: Sequence[Event], *, blueprint: Blueprint | None = None
 ) -> optax.GradientTransformation:
     """Lets the learning rate rise after growth, as events say; to stand behind everything.
 
@@ -136,37 +137,32 @@ def _scale_new(
 
     The state is the same whatever the events, so that a run may go on with others.
     """
-    plans = [(event.step, event.plan) for event in events]
-    counts = range(len(plans) + 1) if chosen else ()
-    candidates = [entry_age.births(plans[0][1].source, plans[:n]) for n in counts]
-    blueprints = [blueprint_for(births.architecture, blueprint) for births in candidates]
+    plans = [event.plan for event in events]
+    blueprints: list[Blueprint] = []
+    if chosen:
+        architectures = [plans[0].source, *(plan.target for plan in plans)]
+        blueprints = [blueprint_for(architecture, blueprint) for architecture in architectures]
 
     def update(
-        updates: Any, state: ScaleByAgeState, params: Any = None
-    ) -> tuple[Any, ScaleByAgeState]:
+        updates: ParamsLike, state: ScaleByAgeState, params: Params = None
+    ) -> tuple[ParamsLike, ScaleByAgeState]:
         steps = state.steps + 1
-        if not chosen:
-            return updates, ScaleByAgeState(steps)
-        number = entry_age.fitting(updates, candidates, blueprints)
-        past = [event for event in chosen if event in events[:number]]
-        if past:
-            born = candidates[number].of(updates, blueprints[number])
-            updates = jax.tree.map(lambda u, b: _scaled(u, b, past, factor, steps), updates, born)
+        past = entry_age.number_of_steps(updates, plans, blueprints) if chosen else 0
+        acting = [n for n, event in enumerate(events[:past]) if event in chosen]
+        is_new = [
+            entry_age.added_by(updates, plans[:past], n, blueprint=blueprints[past]) for n in acting
+        ]
+
+        def scaled(update: jax.Array, *masks: jax.Array) -> jax.Array:
+            by = jnp.ones(())
+            for number, mask in zip(acting, masks, strict=True):
+                by = by * factor(events[number], steps, mask)
+            return (update * by).astype(update.dtype)
+
+        if acting:
+            updates = jax.tree.map(scaled, updates, *is_new)
         return updates, ScaleByAgeState(steps)
 
     return optax.GradientTransformation(
         lambda params: ScaleByAgeState(jnp.zeros((), jnp.int32)), update
     )
-
-
-def _scaled(
-    update: jax.Array,
-    born: jax.Array,
-    events: Sequence[Event],
-    factor: Callable[[Event, jax.Array, jax.Array], jax.Array],
-    steps: jax.Array,
-) -> jax.Array:
-    by = jnp.ones(())
-    for event in events:
-        by = by * factor(event, steps, born == event.step)
-    return (update * by).astype(update.dtype)

@@ -1,4 +1,4 @@
-"""The degree of every moment that an optimizer keeps, found by running it.
+"""The exponent of every moment that an optimizer keeps, found by running it.
 
 The same type of state is used for moments of gradients and for moments of what other
 transformations have made of them: a momentum behind Adam does not depend on the scale of a gradient
@@ -24,8 +24,8 @@ _TOLERANCE = 0.05  # what epsilons may change in a power
 
 
 @dataclasses.dataclass(frozen=True)
-class Degrees:
-    """The degree of every leaf of a state, hashed by what was run.
+class ScalingExponents:
+    """The exponent of every leaf of a state, hashed by what was run.
 
     Attributes:
       tx: the optimizer.
@@ -47,7 +47,7 @@ class Degrees:
         return _measured(self)
 
 
-def measured_degrees(tx: optax.GradientTransformation, params: Any) -> Degrees:
+def measured_exponents(tx: optax.GradientTransformation, params: Any) -> ScalingExponents:
     """How each leaf of a state follows the scale of parameters; −1, where gradients are kept.
 
     Args:
@@ -55,18 +55,18 @@ def measured_degrees(tx: optax.GradientTransformation, params: Any) -> Degrees:
       params: parameters, or their shapes; their paths and numbers of axes are looked at.
     """
     leaves, structure = jax.tree.flatten(params)
-    return Degrees(tx, structure, tuple(len(leaf.shape) for leaf in leaves))
+    return ScalingExponents(tx, structure, tuple(len(leaf.shape) for leaf in leaves))
 
 
-def agreed(powers: Any, default: int, params: Any) -> int:
-    """The degree of a tree of moments, if one was found; else the default.
+def agreed_exponent(powers: Any, default: int, params: Any) -> int:
+    """The exponent of a tree of moments, if one was found; else the default.
 
     Powers of arrays that were multiplied are compared with those of the others, which only a norm
     over all gradients can have changed.
 
     Args:
-      powers: what `Degrees.tree` has for the moments.
-      default: the degree where nothing was found.
+      powers: what `ScalingExponents.tree` has for the moments.
+      default: the exponent where nothing was found.
       params: the parameters that these are the moments of.
     """
     _, structure = jax.tree.flatten(params)
@@ -87,7 +87,7 @@ def agreed(powers: Any, default: int, params: Any) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(what: Degrees) -> Any:
+def _measured(what: ScalingExponents) -> Any:
     random = np.random.default_rng(0)
 
     def drawn(ndim: int, scale: float) -> np.ndarray:  # of one norm, lest norms hide the power
@@ -115,12 +115,12 @@ def _measured(what: Degrees) -> Any:
         return jax.tree.map(_power, *begun, *states)
 
 
-def _tree(what: Degrees, arrays: Any) -> Any:
+def _tree(what: ScalingExponents, arrays: Any) -> Any:
     """Small arrays in the structure of parameters."""
     return jax.tree.unflatten(what.structure, [jnp.asarray(array) for array in arrays])
 
 
-def _run(what: Degrees, params: Any, gradients: Any) -> Any:
+def _run(what: ScalingExponents, params: Any, gradients: Any) -> Any:
     """The state after some gradients; None where the optimizer needs more than these."""
     update = jax.jit(optax.with_extra_args_support(what.tx).update)
     if isinstance(params, optax.LookaheadParams):

@@ -12,13 +12,15 @@ import optax
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for
 from growth.errors import InputError
-from growth.expansion.init_values import from_tree, zeros
-from growth.expansion.jax_backend import by_name, grow
+from growth.expansion.accounts import source_account
+from growth.expansion.init_values import from_arrays, zeros
+from growth.expansion.jax_backend import assemble
 from growth.optimizer.factored_states import RULES
 from growth.optimizer.moment_init import POLICIES, with_initial_moments
-from growth.optimizer.scaling_exponents import Degrees, agreed, measured_degrees
+from growth.optimizer.scaling_exponents import ScalingExponents, agreed_exponent, measured_exponents
 from growth.optimizer.state_fields import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE
 from growth.rules.growth_plan import GrowthPlan
+from growth.types import Array, ParamsLike
 
 
 class OptimizerStateError(InputError):
@@ -69,13 +71,13 @@ def expand_optimizer_state(
     _refuse_unknown(opt_state)
     _check_like(opt_state, before, "the state is not one of the given parameters")
     blueprint = blueprint_for(plan.source, blueprint)
-    degrees = measured_degrees(tx, params)
-    result = _expand(tx, opt_state, params, grown, gradient, plan, blueprint, degrees, moments)
+    exponents = measured_exponents(tx, params)
+    result = _expand(tx, opt_state, params, grown, gradient, plan, blueprint, exponents, moments)
     _check_like(result, begun, "growth cannot carry what the optimizer keeps there")
     return result
 
 
-@functools.partial(jax.jit, static_argnames=("tx", "plan", "blueprint", "degrees", "moments"))
+@functools.partial(jax.jit, static_argnames=("tx", "plan", "blueprint", "exponents", "moments"))
 def _expand(
     tx: optax.GradientTransformation,
     opt_state: Any,
@@ -84,16 +86,16 @@ def _expand(
     gradient: Any,
     plan: GrowthPlan,
     blueprint: Blueprint,
-    degrees: Degrees,
+    exponents: ScalingExponents,
     moments: str,
 ) -> Any:
-    walk = _Walk(params, grown, gradient, plan, blueprint, moments)
-    return walk.state(opt_state, tx.init(params), tx.init(grown), degrees.tree)
+    expander = StateExpander(params, grown, gradient, plan, blueprint, moments)
+    return expander.state(opt_state, tx.init(params), tx.init(grown), exponents.tree)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Walk:
-    """A way through a state, beside the ones that parameters begin with, small and large."""
+class StateExpander:
+    """Carries a state part by part, beside those that parameters begin with, small and large."""
 
     params: Any
     grown: Any
@@ -102,9 +104,9 @@ class _Walk:
     blueprint: Blueprint
     policy: str
 
-    def state(self, state: Any, before: Any, begun: Any, degrees: Any) -> Any:
+    def state(self, state: Any, before: Any, begun: Any, exponents: Any) -> Any:
         """The state, larger; `before` and `begun` are what `tx.init` gives, small and large."""
-        four = (state, before, begun, degrees)
+        four = (state, before, begun, exponents)
         kind = type(state)
         if kind in RULES:
             return RULES[kind](*four, self)
@@ -119,12 +121,12 @@ class _Walk:
             return None
         return kind(self.state(*parts) for parts in zip(*four, strict=True))
 
-    def fields(self, state: Any, before: Any, begun: Any, degrees: Any) -> Any:
+    def fields(self, state: Any, before: Any, begun: Any, exponents: Any) -> Any:
         """A state whose fields the table knows."""
 
         def grown(name: str, field: int | str) -> Any:
             old, first, begins, powers = (
-                getattr(part, name) for part in (state, before, begun, degrees)
+                getattr(part, name) for part in (state, before, begun, exponents)
             )
             if field == KEEP:
                 return old
@@ -136,24 +138,34 @@ class _Walk:
                 same = jax.tree.map(jnp.shape, old) == jax.tree.map(jnp.shape, begins)
                 return old if same else begins
             assert isinstance(field, int)
-            return self.moments(old, first, begins, agreed(powers, field, self.params))
+            return self.moments(old, first, begins, agreed_exponent(powers, field, self.params))
 
         fields = FIELDS[type(state)]
         return type(state)(**{name: grown(name, field) for name, field in fields.items()})
 
-    def parameters(self, tree: Any, begun: Any) -> Any:
+    def parameters(self, tree: ParamsLike, begun: ParamsLike) -> ParamsLike:
         """A tree that is valued like parameters."""
-        values = from_tree(by_name(self.grown, self.blueprint, self.plan.target), self.plan)
-        return grow(tree, self.plan, self.blueprint, values, like=begun)
+        account = source_account(tree, self.plan, self.blueprint)
+        values = from_arrays(self._grown_arrays, self.plan)
+        return assemble(account, tree, values, like=begun)
 
-    def moments(self, tree: Any, before: Any, begun: Any, degree: int) -> Any:
+    def moments(
+        self, tree: ParamsLike, before: ParamsLike, begun: ParamsLike, exponent: int
+    ) -> ParamsLike:
         """A tree of moments: what has gathered since they began grows, from what they begin as."""
+        account = source_account(tree, self.plan, self.blueprint)
         gathered = jax.tree.map(jnp.subtract, tree, before)
-        larger = grow(gathered, self.plan, self.blueprint, zeros, degree, like=begun)
+        larger = assemble(account, gathered, zeros, exponent=exponent, like=begun)
         larger = jax.tree.map(jnp.add, larger, begun)
-        if self.policy == "zeros" or degree != -2:
+        if self.policy == "zeros" or exponent != -2:
             return larger
-        return with_initial_moments(larger, tree, self.plan, self.blueprint, self.gradient)
+        return with_initial_moments(larger, account, self.gradient)
+
+    @functools.cached_property
+    def _grown_arrays(self) -> dict[str, Array]:
+        """The grown parameters by name."""
+        account = source_account(self.params, self.plan, self.blueprint)
+        return account.of_target(self.grown)
 
 
 def _refuse_unknown(state: Any) -> None:

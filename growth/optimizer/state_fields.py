@@ -1,22 +1,28 @@
 """What the fields of optimizer states are, and so how they grow.
 
 For a weight that is multiplied by c, Ŵ = c·W, the gradient is divided by c. So what an optimizer
-keeps has a degree: it is multiplied by c ** degree. What is valued like parameters has degree 1,
-what is linear in gradients −1, their squares −2. A state of a type that is not here is refused.
+keeps has a gradient scaling exponent: it is multiplied by c ** exponent. What is valued like
+parameters has the exponent 1, what is linear in gradients −1, their squares −2. A state of a type
+that is not here is refused.
 """
 
 from collections.abc import Mapping
 
+import jax
+import numpy as np
 import optax
 from optax import contrib
 
 from growth.errors import InputError
 from growth.optimizer.post_growth import ScaleByAgeState
 
-# optax exports the transformations that have these states, but not all of the states.
-_transform = optax._src.transform
 
-# What a field may be. A number is the degree of moments of gradients, where the optimizer has the
+def state_type(tx: optax.GradientTransformation) -> type:
+    """The type of an optimizer's state: optax exports all optimizers, but not all of these."""
+    return type(jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1,), np.float32)))
+
+
+# What a field may be. A number is the exponent of moments of gradients, where the optimizer has the
 # gradients themselves before it; see `growth.optimizer.scaling_exponents`.
 PARAMETERS = "parameters"  # valued like parameters: new entries get the values of those
 KEEP = "keep"  # of no parameter: a count, a rate, a key
@@ -45,17 +51,19 @@ FIELDS: dict[type, Mapping[str, Field]] = {
     contrib.MuonState: {"count": KEEP, "mu": -1, "ns_coeffs": KEEP},
     # Squares of gradients, and what follows from them.
     optax.ScaleByRmsState: {"nu": -2},
-    _transform.ScaleByRmsWithCountState: {"count": KEEP, "nu": -2},
+    state_type(optax.scale_by_rms(bias_correction=True)): {"count": KEEP, "nu": -2},
     optax.ScaleByRStdDevState: {"mu": -1, "nu": -2},
-    _transform.ScaleByRStdDevWithCountState: {"count": KEEP, "mu": -1, "nu": -2},
+    state_type(optax.scale_by_stddev(bias_correction=True)): {"count": KEEP, "mu": -1, "nu": -2},
     optax.ScaleByRssState: {"sum_of_squares": -2},
     optax.ScaleByAdaDeltaState: {"e_g": -2, "e_x": 0},
     contrib.MadgradState: {"count": KEEP, "grad_sum_sq": -2, "s": -1, "x0": PARAMETERS},
     # Momentum, and gradients that are kept.
     optax.TraceState: {"trace": -1},
     optax.EmaState: {"count": KEEP, "ema": -1},
-    _transform.ScaleByOptimisticGradientState: {"is_initial_step": KEEP, "previous_gradient": -1},
-    _transform.ApplyEvery: {"count": KEEP, "grad_acc": -1},
+    state_type(optax.scale_by_optimistic_gradient()): {
+        "is_initial_step": KEEP, "previous_gradient": -1
+    },
+    state_type(optax.apply_every()): {"count": KEEP, "grad_acc": -1},
     optax.ScaleByRpropState: {"step_sizes": 0, "prev_updates": 0},
     contrib.COCOBState: {
         "init_particles": PARAMETERS,
@@ -154,9 +162,9 @@ def register_optimizer_state(kind: type, fields: Mapping[str, Field]) -> None:
 
     Args:
       kind: the type of the state, a NamedTuple.
-      fields: what each of its fields is: the degree of moments of gradients (−1 for what is linear
-        in them, −2 for squares, 0 for what does not depend on their scale), `PARAMETERS`, `KEEP`,
-        `STATE` or `LAST`.
+      fields: what each of its fields is: the scaling exponent of moments of gradients (−1 for what
+        is linear in them, −2 for squares, 0 for what does not depend on their scale), `PARAMETERS`,
+        `KEEP`, `STATE` or `LAST`.
 
     Raises:
       InputError: a field is missing or unknown, or the type is known already.
@@ -171,7 +179,7 @@ def register_optimizer_state(kind: type, fields: Mapping[str, Field]) -> None:
     for name, field in fields.items():
         if not isinstance(field, int) and field not in known:
             raise InputError(
-                f"{name} is {field!r}, but it must be a degree or one of {', '.join(known)}"
+                f"{name} is {field!r}, but it must be an exponent or one of {', '.join(known)}"
             )
     if kind in FIELDS and FIELDS[kind] != fields:
         raise InputError(f"{kind.__name__} is known already")

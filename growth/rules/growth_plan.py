@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
+from growth.architecture import Architecture, LayerShape
 from growth.errors import InputError
 from growth.rules import feasibility
+from growth.rules.axes import LAYER_SIZE_FIELDS, SIZE_FIELDS
 
-_SIZES = ("num_heads", "num_kv_heads", "qk_dim", "v_dim", "mlp_dim")
-_GROWING = (*LAYER_FIELDS, "embed_dim", "num_layers", "norm_eps")
+# What growth changes besides sizes, so that the function stays; `window` follows its layer.
+_FOLLOWING = ("rope_theta", "window", "norm_eps")
+_GROWING = (*SIZE_FIELDS, *_FOLLOWING)
 
 
 class GrowthError(InputError):
@@ -106,7 +108,7 @@ def _refuse(name: str, old: int, new: int, reason: str | None) -> None:
 
 
 def _check_layer(index: int, old: LayerShape, new: LayerShape, source: Architecture) -> None:
-    for name in _SIZES:
+    for name in LAYER_SIZE_FIELDS:
         if getattr(new, name) < getattr(old, name):
             raise GrowthError(
                 f"{name} is {getattr(old, name)} in layer {index} and cannot shrink to "

@@ -13,17 +13,18 @@ needs, grouped heads and epsilon: see `growth.rules.transformations` and `growth
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from growth.architecture import Architecture
 
-# The axes that transformations grow, as blueprints name them.
-AXES = ("embed", "kv_heads", "group", "qk", "v", "mlp", "layers")
-
 FREE = "free"  # any value: the model's own initializer, or a copy of old entries plus noise
 ZERO = "zero"
-STREAM = "stream"  # what the residual stream holds in its new dimensions: ZERO, or MEAN
 MEAN = "mean"  # the mean of the old entries along the axis
+RESIDUAL = "residual"  # what the residual stream holds in its new dimensions: ZERO, or MEAN
+
+# Where an entry is new along several axes, the first of these is what it is. A free axis has the
+# first word: all that it adds is read by nothing old.
+PRECEDENCE = (FREE, ZERO, MEAN)
 
 
 def _always(architecture: Architecture) -> bool:
@@ -94,20 +95,17 @@ class Role:
     """What growth does to a parameter.
 
     Attributes:
-      embed, kv_heads, group, qk, v, mlp: what new entries along the axis are; None where a
-        parameter of this role has no such axis.
-      layers: what the parameter is in a new layer.
-      scale: by what old entries are multiplied.
+      fills: for each axis that a parameter of this role has, what new entries along it are; for
+        "layers", what the parameter is in a new layer.
+      scales: by what old entries are multiplied.
     """
 
-    embed: str | None = None
-    kv_heads: str | None = None
-    group: str | None = None
-    qk: str | None = None
-    v: str | None = None
-    mlp: str | None = None
-    layers: str | None = None
-    scale: tuple[Scale, ...] = ()
+    fills: Mapping[str, str]
+    scales: tuple[Scale, ...] = ()
+
+
+def _role(scales: tuple[Scale, ...] = (), **fills: str) -> Role:
+    return Role(fills, scales)
 
 
 # A norm's output grows by √(ĥ/h), since its mean square shrinks by h/ĥ. Its gain makes up for that;
@@ -128,28 +126,28 @@ _UNEMBED = (Scale("embed", -0.5, _without_final_gain), Scale("embed", -0.5, _rea
 # A bias has the role of its kernel, with fewer axes.
 # fmt: off
 ROLES: dict[str, Role] = {
-    "embedding":     Role(embed=STREAM, scale=_EMBEDDING),
-    "position":      Role(embed=STREAM, scale=_WRITER),
-    "norm_gain":     Role(embed=FREE, layers=FREE, scale=_GAIN),
-    "norm_bias":     Role(embed=ZERO, layers=FREE),
-    "final_gain":    Role(embed=FREE, scale=_FINAL_GAIN),
-    "final_bias":    Role(embed=ZERO, scale=_FINAL_BIAS),
-    "closing_gain":  Role(embed=FREE, layers=ZERO, scale=_GAIN),
-    "closing_bias":  Role(embed=ZERO, layers=ZERO),
-    "query":         Role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE, scale=_QK),
-    "key":           Role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scale=_KEY),
-    "qk_norm":       Role(kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
-    "value":         Role(embed=FREE, kv_heads=FREE, v=FREE, layers=FREE, scale=_READER),
-    "attention_out": Role(
-        embed=STREAM, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO, scale=_WRITER
+    "embedding":     _role(embed=RESIDUAL, scales=_EMBEDDING),
+    "position":      _role(embed=RESIDUAL, scales=_WRITER),
+    "norm_gain":     _role(embed=FREE, layers=FREE, scales=_GAIN),
+    "norm_bias":     _role(embed=ZERO, layers=FREE),
+    "final_gain":    _role(embed=FREE, scales=_FINAL_GAIN),
+    "final_bias":    _role(embed=ZERO, scales=_FINAL_BIAS),
+    "closing_gain":  _role(embed=FREE, layers=ZERO, scales=_GAIN),
+    "closing_bias":  _role(embed=ZERO, layers=ZERO),
+    "query":         _role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE, scales=_QK),
+    "key":           _role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scales=_KEY),
+    "qk_norm":       _role(kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
+    "value":         _role(embed=FREE, kv_heads=FREE, v=FREE, layers=FREE, scales=_READER),
+    "attention_out": _role(
+        embed=RESIDUAL, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO, scales=_WRITER
     ),
-    "mlp_in":        Role(embed=FREE, mlp=FREE, layers=FREE, scale=_READER),
-    "mlp_out":       Role(embed=STREAM, mlp=ZERO, layers=ZERO, scale=_WRITER),
-    "unembed":       Role(embed=FREE, scale=_UNEMBED),
+    "mlp_in":        _role(embed=FREE, mlp=FREE, layers=FREE, scales=_READER),
+    "mlp_out":       _role(embed=RESIDUAL, mlp=ZERO, layers=ZERO, scales=_WRITER),
+    "unembed":       _role(embed=FREE, scales=_UNEMBED),
     # A number for each head and each distance (T5), added to products of queries and keys.
-    "position_bias": Role(kv_heads=FREE, group=FREE, layers=FREE),
+    "position_bias": _role(kv_heads=FREE, group=FREE, layers=FREE),
     # Chooses among several MLPs, the experts, each of which grows as any MLP.
-    "router":        Role(embed=FREE, layers=FREE, scale=_READER),
+    "router":        _role(embed=FREE, layers=FREE, scales=_READER),
 }
 # fmt: on
 
@@ -170,16 +168,16 @@ def fill(role: str, axis: str, architecture: Architecture) -> str:
 
     Args:
       role: a key of `ROLES`.
-      axis: one of `AXES` that the role has.
-      architecture: the architecture that grows; its norm decides what `STREAM` is.
+      axis: an axis that the role has.
+      architecture: the architecture that grows; its norm decides what `RESIDUAL` is.
     """
     layernorm = architecture.norm == "layernorm"
     if role == "unembed" and layernorm and not architecture.final_norm:
         # It reads the stream itself, whose new dimensions hold the mean of the old ones: only a
         # norm subtracts that, so here the reader is the zero side.
         return ZERO
-    rule = getattr(ROLES[role], axis)
-    if rule == STREAM:
+    rule = ROLES[role].fills[axis]
+    if rule == RESIDUAL:
         return MEAN if layernorm else ZERO
     if axis == "layers" and architecture.closes_branches and role in ("attention_out", "mlp_out"):
         return FREE  # the gain of the norm behind it is zero
@@ -197,7 +195,9 @@ def factor(
       axes: the axes that the array has.
       growth: gives the ratio of the new size of an axis to the old.
     """
-    scales = (s for s in ROLES[role].scale if s.when(architecture) and (s.biases or s.axis in axes))
+    scales = (
+        s for s in ROLES[role].scales if s.when(architecture) and (s.biases or s.axis in axes)
+    )
     return math.prod(growth(scale.axis) ** scale.power for scale in scales)
 
 

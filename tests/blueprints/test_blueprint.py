@@ -8,6 +8,8 @@ import pytest
 import growth
 from growth import Architecture, Blueprint, BlueprintError
 from growth.expansion import role_views
+from growth.expansion.accounts import array_account
+from growth.expansion.jax_backend import join
 from growth.models import blueprint as reference_blueprint
 from tests.helpers import networks
 
@@ -190,14 +192,15 @@ def test_an_array_splits_into_its_roles_and_joins_again(roles, axes, shape, posi
     (parameter,) = Blueprint([("w", roles, axes)]).parameters({"w": array}, architecture).values()
     parts = role_views.split(array, parameter, architecture)
     fixed = role_views.fixed_sizes(parameter, shape, architecture)
-    sections = role_views.sections(parameter, architecture, fixed)
-    assert [part.shape for part in parts] == [section.shape for section in sections]
+    views = role_views.role_views(parameter, architecture, fixed)
+    assert [part.shape for part in parts] == [view.shape for view in views]
     assert sum(part.size for part in parts) == array.size
-    joined = role_views.join(parts, parameter, architecture, fixed)
+    plan = growth.plan(architecture, architecture)
+    joined = join(parts, array_account(parameter, plan, fixed), plan)
     np.testing.assert_array_equal(joined, array)
 
 
-def test_sections_of_grouped_heads_are_where_einops_would_put_them():
+def test_views_of_grouped_heads_are_where_einops_would_put_them():
     array = np.arange(6 * 30).reshape(6, 30)
     rule = ("w", ("query", "key", "value"), "embed (role kv_heads group qk)")
     (parameter,) = Blueprint([rule]).parameters({"w": array}, ARCHITECTURE).values()

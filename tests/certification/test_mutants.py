@@ -14,11 +14,11 @@ import pytest
 import growth
 from growth import Architecture
 from growth.certification import certification as certifying
-from growth.expansion import jax_backend
+from growth.expansion import accounts
 from growth.expansion import parameters as expanding
 from growth.models import apply
 from growth.rules import roles
-from growth.rules.roles import FREE, ROLES, STREAM, ZERO
+from growth.rules.roles import FREE, RESIDUAL, ROLES, ZERO
 from tests.helpers.networks import random_parameters
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (4, 8))
@@ -69,11 +69,23 @@ def grown(name):
     return plan, random_parameters(architecture), random_parameters(plan.target, seed=1)
 
 
+def forget():
+    """What was made of the rules is made anew."""
+    accounts._source_account.cache_clear()
+    accounts._target_accounts.cache_clear()
+    expanding._expand.clear_cache()
+
+
+def with_fill(role, axis, fill):
+    """A rule with another value of new entries along an axis."""
+    return dataclasses.replace(ROLES[role], fills={**ROLES[role].fills, axis: fill})
+
+
 def problems(name, plan=None, fresh=None, check_life=False):
     """What the certificate says of growth as it is now, mutated or not."""
     right, parameters, values = grown(name)
     plan, fresh = plan or right, fresh or values
-    expanding._expand.clear_cache()
+    forget()
     with jax.enable_x64(True):
         made = growth.expand(parameters, plan, fresh=fresh)
     certificate = growth.certify(
@@ -91,7 +103,7 @@ def problems(name, plan=None, fresh=None, check_life=False):
 @pytest.fixture(autouse=True)
 def forget_mutants():
     yield
-    expanding._expand.clear_cache()
+    forget()
 
 
 @pytest.mark.parametrize("name", JUDGES)
@@ -102,10 +114,10 @@ def test_what_is_not_mutated_is_certified(name):
 FIXED = [
     (role, axis)
     for role, rule in ROLES.items()
-    for axis in roles.AXES
-    if getattr(rule, axis) in (ZERO, STREAM)
+    for axis, fill in rule.fills.items()
+    if fill in (ZERO, RESIDUAL)
 ]
-SCALES = [(role, number) for role, rule in ROLES.items() for number in range(len(rule.scale))]
+SCALES = [(role, number) for role, rule in ROLES.items() for number in range(len(rule.scales))]
 
 
 def caught():
@@ -114,21 +126,22 @@ def caught():
 
 @pytest.mark.parametrize(("role", "axis"), FIXED)
 def test_a_fixed_value_that_is_free_is_caught(role, axis, monkeypatch):
-    mutant = dataclasses.replace(ROLES[role], **{axis: FREE})
-    monkeypatch.setitem(ROLES, role, mutant)
+    monkeypatch.setitem(ROLES, role, with_fill(role, axis, FREE))
     assert caught() != ((role, axis) in SAME)
 
 
 @pytest.mark.parametrize(("role", "number"), SCALES)
 def test_a_scale_that_is_dropped_is_caught(role, number, monkeypatch):
-    scale = ROLES[role].scale[:number] + ROLES[role].scale[number + 1 :]
-    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], scale=scale))
+    scales = ROLES[role].scales[:number] + ROLES[role].scales[number + 1 :]
+    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], scales=scales))
     assert caught() != ((role, f"scale {number}") in SAME)
 
 
-@pytest.mark.parametrize("role", [r for r, rule in ROLES.items() if STREAM in vars(rule).values()])
+@pytest.mark.parametrize(
+    "role", [r for r, rule in ROLES.items() if RESIDUAL in rule.fills.values()]
+)
 def test_a_mean_that_is_zero_is_caught(role, monkeypatch):
-    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], embed=ZERO))
+    monkeypatch.setitem(ROLES, role, with_fill(role, "embed", ZERO))
     assert problems("gpt2")
 
 
@@ -138,12 +151,12 @@ def test_an_output_layer_that_sees_the_mean_is_caught(monkeypatch):
     def mutant(role, *rest):
         return FREE if role == "unembed" else real(role, *rest)
 
-    monkeypatch.setattr(jax_backend, "fill", mutant)
+    monkeypatch.setattr(roles, "fill", mutant)
     assert problems("no final norm")
 
 
 def test_gains_whose_offset_is_forgotten_are_caught(monkeypatch):
-    monkeypatch.setattr(jax_backend, "offset", lambda role, architecture: 0.0)
+    monkeypatch.setattr(roles, "offset", lambda role, architecture: 0.0)
     assert problems("gemma")
 
 
@@ -207,6 +220,6 @@ def test_a_free_value_that_is_zero_is_caught(role, axis, step, monkeypatch):
     plan = step(JUDGES["llama"])
     fresh = random_parameters(plan.target, seed=1)
     assert problems("llama", plan, fresh, check_life=True) == ()
-    monkeypatch.setitem(ROLES, role, dataclasses.replace(ROLES[role], **{axis: ZERO}))
+    monkeypatch.setitem(ROLES, role, with_fill(role, axis, ZERO))
     found = problems("llama", plan, fresh, check_life=True)
     assert any("new entries get no gradient" in problem for problem in found)

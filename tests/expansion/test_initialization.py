@@ -11,8 +11,9 @@ import pytest
 import growth
 from growth import InputError
 from growth.expansion import gradmax, init_values
+from growth.expansion.accounts import source_account
 from growth.expansion.initialization import Copy, Fresh, GradMax, InitPolicy, init_policy
-from growth.expansion.jax_backend import grow
+from growth.expansion.jax_backend import assemble
 from growth.models import apply, blueprint
 from tests.helpers import foreign_models, networks
 from tests.helpers.networks import ARCHITECTURES, KEY, TOKENS, difference, logits, random_parameters
@@ -35,13 +36,17 @@ def loss_of(architecture):
     return loss
 
 
+def ones(array, number):
+    return jnp.ones(array.views[number].shape)
+
+
 def marks(plan, axes):
     """Where entries are new along some axes before any other, as a tree of truth values."""
-    rules = blueprint(plan.source)
     named = tuple((word, Copy(n + 1.0)) for n, word in enumerate(axes))
     zero = jax.tree.map(np.zeros_like, random_parameters(plan.source))
-    values = {Fresh(): init_values.zeros} | {mark: init_values.ones for _, mark in named}
-    marked = grow(zero, plan, rules, init_values.chosen(InitPolicy(Fresh(), named), values, plan))
+    values = {Fresh(): init_values.zeros} | {mark: ones for _, mark in named}
+    chosen = init_values.by_policy(InitPolicy(Fresh(), named), values, plan)
+    marked = assemble(source_account(zero, plan, blueprint(plan.source)), zero, chosen)
     return jax.tree.map(lambda x: np.asarray(x) == 1, marked)
 
 
@@ -53,7 +58,7 @@ def test_words_are_read():
     mixed = init_policy({"default": "copy", "mlp_expansion": "gradmax", "query": Fresh()})
     assert mixed.method("value", "v") == Copy()
     assert mixed.method("mlp_in", "mlp") == GradMax()
-    assert mixed.method("query", "mlp") == mixed.source("query", "qk") == Fresh()
+    assert mixed.method("query", "mlp") == mixed.method("query", "qk") == Fresh()
     assert hash(mixed) == hash(init_policy(mixed))
 
 
@@ -132,8 +137,8 @@ def test_every_new_entry_has_the_source_that_is_named(name):
         if word != "value":
             taken = jax.tree.map(np.add, taken, where)
     # Each free entry is one transformation's.
-    rules, zero = blueprint(plan.source), jax.tree.map(np.zeros_like, source(name))
-    free = grow(zero, plan, rules, init_values.ones)
+    zero = jax.tree.map(np.zeros_like, source(name))
+    free = assemble(source_account(zero, plan, blueprint(plan.source)), zero, ones)
     networks.assert_same_trees(jax.tree.map(np.asarray, free), taken)
 
 
@@ -258,7 +263,7 @@ def test_gradmax_works_on_any_model_with_a_blueprint():
     expand = functools.partial(
         growth.expand, tree, plan, blueprint=model.blueprint, fresh=fresh, loss=loss
     )
-    zero_side = gradmax._zero_side(tree, plan, model.blueprint)
+    zero_side = gradmax.zero_sides(source_account(tree, plan, model.blueprint), tree)
     before, after = (
         gradmax.first_gradient(loss, expand(init=free), zero_side) for free in ("fresh", "gradmax")
     )

@@ -10,8 +10,9 @@ import pytest
 
 import growth
 from growth import Architecture, ArchitectureError, GrowthError
+from growth.expansion.accounts import source_account
 from growth.expansion.init_values import zeros
-from growth.expansion.jax_backend import grow
+from growth.expansion.jax_backend import assemble
 from growth.models import apply, blueprint
 from tests.helpers import networks
 from tests.helpers.networks import KEY, VARIANTS, difference, logits, random_parameters
@@ -141,16 +142,18 @@ def gradient(architecture):
 
 
 @pytest.mark.parametrize("name", networks.first(VARIANTS, *SCALED))
-def test_old_gradients_follow_their_degree_and_new_entries_learn(name):
+def test_old_gradients_follow_their_exponent_and_new_entries_learn(name):
     architecture = VARIANTS[name]
     plan = steps_for(name)["all"](architecture)
     parameters, _ = source(name)
     rules = blueprint(architecture)
     grown = growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
     ones = jax.tree.map(np.ones_like, parameters)
-    is_old = jax.tree.map(lambda x: np.asarray(x) > 0, grow(ones, plan, rules, zeros, degree=-1))
+    account = source_account(parameters, plan, rules)
+    carry = functools.partial(assemble, account, init_values=zeros, exponent=-1)
+    is_old = jax.tree.map(lambda x: np.asarray(x) > 0, carry(ones))
     gradients = [gradient(plan.target)(grown)]
-    expected = grow(gradient(architecture)(parameters), plan, rules, zeros, degree=-1)
+    expected = carry(gradient(architecture)(parameters))
 
     here = grown
     for _ in range(2):

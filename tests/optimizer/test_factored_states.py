@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import growth
-from growth.optimizer.scaling_exponents import agreed, measured_degrees
+from growth.optimizer.scaling_exponents import agreed_exponent, measured_exponents
 from tests.helpers import networks, optimizers
 from tests.helpers.moments import (
     EXACT,
@@ -137,21 +137,21 @@ def test_degrees_are_found_by_running_the_optimizer():
     tx = optax.chain(
         optax.clip_by_global_norm(1e-3), optax.scale_by_adamax(), optax.trace(0.9), optax.ema(0.9)
     )
-    powers = measured_degrees(tx, parameters("paper")).tree
+    powers = measured_exponents(tx, parameters("paper")).tree
     found = [
-        agreed(tree, 7, parameters("paper"))
+        agreed_exponent(tree, 7, parameters("paper"))
         for tree in (powers[1].mu, powers[1].nu, powers[2].trace, powers[3].ema)
     ]
     assert found == [-1, -1, 0, 0]
-    assert agreed(powers[1].count, 7, parameters("paper")) == 7
+    assert agreed_exponent(powers[1].count, 7, parameters("paper")) == 7
 
 
 def test_momentum_behind_a_trust_ratio_follows_the_parameters():
     """Its updates are as large as parameters, so they are multiplied as these are."""
     tx = optax.lars(1e-3, momentum=0.9, weight_decay=1e-4)
-    powers = measured_degrees(tx, parameters("paper")).tree
+    powers = measured_exponents(tx, parameters("paper")).tree
     trace = next(part.trace for part in powers if isinstance(part, optax.TraceState))
-    assert agreed(trace, 7, parameters("paper")) == 1
+    assert agreed_exponent(trace, 7, parameters("paper")) == 1
     state = accumulated(tx, "paper")
     grown = expanded(tx, state, "paper")
     old, new = (
@@ -164,7 +164,7 @@ def test_momentum_behind_a_trust_ratio_follows_the_parameters():
 
 def test_degrees_of_an_optimizer_that_needs_more_are_those_of_the_table():
     tx, more = optimizers.make("sophia")
-    powers = measured_degrees(tx, parameters("paper")).tree
+    powers = measured_exponents(tx, parameters("paper")).tree
     assert all(np.isnan(power) for power in jax.tree.leaves(powers))
     state = accumulated(tx, "paper", **more)
     grown = expanded(tx, state, "paper")

@@ -10,7 +10,8 @@ import pytest
 
 import growth
 from growth import InputError
-from growth.expansion.jax_backend import grow
+from growth.expansion.accounts import source_account
+from growth.expansion.jax_backend import assemble
 from growth.models import blueprint
 from growth.optimizer import entry_age
 from growth.optimizer.post_growth import Event, Rewarming, correct_by_age, rewarm
@@ -34,7 +35,17 @@ def events_of(architecture):
 
 
 def constant(value):
-    return lambda pieces, section, number: jnp.full(section.shape, value)
+    return lambda array, number: jnp.full(array.views[number].shape, value)
+
+
+def births(tree, events, rules):
+    """After which step of training each entry was added, by the growth steps so far."""
+    plans = [plan for _, plan in events]
+    result = jax.tree.map(lambda leaf: np.zeros(leaf.shape, int), tree)
+    for number, (step, _) in enumerate(events):
+        added = entry_age.added_by(tree, plans, number, blueprint=rules)
+        result = jax.tree.map(lambda old, new, step=step: np.where(new, step, old), result, added)
+    return result
 
 
 @pytest.mark.parametrize("name", networks.first([*ARCHITECTURES, "images (ViT)"], "llama"))
@@ -43,10 +54,9 @@ def test_births_are_those_of_labels_that_grow_along(name):
     events = events_of(architecture)
     labels = jax.tree.map(jnp.zeros_like, random_parameters(architecture))
     for number, (step, plan) in enumerate(events, start=1):
-        labels = grow(labels, plan, blueprint(plan.source), constant(float(step)), degree=0)
-        born = entry_age.births(architecture, events[:number])
-        assert born.architecture == plan.target
-        found = born.of(labels, blueprint(plan.target))
+        account = source_account(labels, plan, blueprint(plan.source))
+        labels = assemble(account, labels, constant(float(step)), exponent=0)
+        found = births(labels, events[:number], blueprint(plan.target))
         assert set(np.unique(np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)]))) == {
             0, *(step for step, _ in events[:number])
         }  # fmt: skip
@@ -66,8 +76,10 @@ def test_births_in_other_peoples_models(name):
         growth.layer_addition(1, position=1),
     )(model.architecture)
     zeros = jax.tree.map(jnp.zeros_like, model.init(model.architecture))
-    labels = grow(zeros, plan, model.blueprint, constant(30.0), 0, like=model.init(plan.target))
-    found = entry_age.births(model.architecture, [(30, plan)]).of(labels, model.blueprint)
+    account = source_account(zeros, plan, model.blueprint)
+    like = model.init(plan.target)
+    labels = assemble(account, zeros, constant(30.0), exponent=0, like=like)
+    found = births(labels, [(30, plan)], model.blueprint)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(labels), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -83,7 +95,7 @@ def test_new_entries_are_corrected_by_their_own_age():
     (_, plan), *_ = events_of(architecture)
     event = Event(30, plan, by_age=True)
     adam = optax.scale_by_adam(b1=0.9, b2=0.99, eps=0.0)
-    tx = optax.chain(adam, correct_by_age([event], 0.9, 0.99))
+    tx = optax.chain(adam, correct_by_age([event], b1=0.9, b2=0.99))
     small = random_parameters(architecture)
     state, plain = tx.init(small), adam.init(small)
     assert sum(leaf.size for leaf in jax.tree.leaves(state[1])) == 1  # a count, and no mask
@@ -96,9 +108,9 @@ def test_new_entries_are_corrected_by_their_own_age():
 
     large = growth.expand(small, plan, key=KEY)
     carry = functools.partial(growth.expand_optimizer_state, plan=plan, params=small, grown=large)
-    state, plain = carry(tx, state), carry(adam, plain)
+    state, plain = carry(state, tx=tx), carry(plain, tx=adam)
     young = adam.init(large)
-    born = entry_age.births(architecture, [(30, plan)]).of(large, blueprint(plan.target))
+    born = births(large, [(30, plan)], blueprint(plan.target))
     for seed in range(5):
         given = gradients(large, seed)
         updates, state = update(given, state)
@@ -128,10 +140,10 @@ def test_the_rate_of_entries_rises_after_growth(entries):
     shares = {}
     for step in range(1, 12):
         tree = trees[(step > 3) + (step > 5)]
-        born = entry_age.births(architecture, [(3, first), (5, second)][: (step > 3) + (step > 5)])
-        births = born.of(tree, blueprint(born.architecture))
+        past = [(3, first), (5, second)][: (step > 3) + (step > 5)]
+        born = births(tree, past, blueprint(past[-1][1].target if past else architecture))
         updates, state = jax.jit(tx.update)(tree, state)
-        for u, b in zip(jax.tree.leaves(updates), jax.tree.leaves(births), strict=True):
+        for u, b in zip(jax.tree.leaves(updates), jax.tree.leaves(born), strict=True):
             for birth in np.unique(b):
                 shares.setdefault((step, int(birth)), set()).update(
                     np.unique(np.asarray(u)[b == birth].round(6))
@@ -147,7 +159,11 @@ def test_the_rate_of_entries_rises_after_growth(entries):
 def test_without_such_events_updates_stay():
     (_, plan), *_ = events_of(ARCHITECTURES["paper"])
     tree = random_parameters(ARCHITECTURES["paper"])
-    for tx in (correct_by_age([Event(3, plan)], 0.9, 0.99), rewarm([]), rewarm([Event(3, plan)])):
+    for tx in (
+        correct_by_age([Event(3, plan)], b1=0.9, b2=0.99),
+        rewarm([]),
+        rewarm([Event(3, plan)]),
+    ):
         updates, state = tx.update(tree, tx.init(tree))
         assert all(a is b for a, b in zip(*map(jax.tree.leaves, (updates, tree)), strict=True))
         assert state.steps == 1  # so that growth may be added to the schedule of a run

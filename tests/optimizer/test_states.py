@@ -249,7 +249,7 @@ def test_a_state_of_ones_own_is_refused_until_it_is_registered():
     ("fields", "message"),
     [
         ({"steps": "keep"}, "fields names steps, but OwnState has steps, average"),
-        ({"steps": "keep", "average": "linear"}, "average is 'linear', but it must be a degree"),
+        ({"steps": "keep", "average": "linear"}, "average is 'linear', but it must be an exponent"),
     ],
 )
 def test_fields_that_are_not_those_of_the_state_are_refused(fields, message):

@@ -1,0 +1,215 @@
+"""The account of a whole tree: every array of the larger model, and the blocks that it is made of.
+
+An account follows from the paths and shapes of a tree, a plan and a blueprint. It is made once for
+all trees of one form (parameters, their moments, averages), and what grows them folds over it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from growth.blueprints import pytrees
+from growth.blueprints.blueprint import Blueprint
+from growth.blueprints.notation import BlueprintError
+from growth.blueprints.parameters import Parameter, misfits, siblings
+from growth.expansion.blocks import Block, role_blocks, tile
+from growth.expansion.role_views import RoleView, Sizes, array_shape, fixed_sizes, role_views
+from growth.expansion.segments import LayerSegment, layer_segments
+from growth.rules.growth_plan import GrowthPlan
+from growth.types import ParamsLike
+
+# The leaves of a tree by path: the shape of each, None for an empty node.
+_Shapes = tuple[tuple[str, tuple[int, ...] | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayAccount:
+    """One array of the larger model, and what each entry of it is.
+
+    Attributes:
+      target: which array.
+      shape: its shape.
+      views: the array as its blueprint sees it, one view for each role.
+      blocks: those of each view.
+      sources: the names of the arrays of the smaller model that it continues, in order.
+      is_empty: whether all of these are empty nodes, and so is it; then it has no views.
+    """
+
+    target: Parameter
+    shape: tuple[int, ...]
+    views: tuple[RoleView, ...]
+    blocks: tuple[tuple[Block, ...], ...]
+    sources: tuple[str, ...]
+    is_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for view, blocks in zip(self.views, self.blocks, strict=True):
+            if not tile(blocks, view.shape):
+                raise AssertionError(f"{self.target.path}: blocks do not tile the array: {blocks}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TreeAccount:
+    """All arrays of the larger model, by where the smaller one's tree has their like.
+
+    There is one for each form of a tree, so it is hashed as what it is, not by what is in it.
+
+    Attributes:
+      plan: the growth step.
+      blueprint: what the arrays are.
+      names: (path, name) of each array of the smaller tree; the name is what its rule makes of it.
+      arrays: (path, arrays) for the first leaf of each kind in the smaller tree: the arrays of that
+        kind that the larger model has.
+    """
+
+    plan: GrowthPlan
+    blueprint: Blueprint
+    names: tuple[tuple[str, str], ...]
+    arrays: tuple[tuple[str, tuple[ArrayAccount, ...]], ...]
+
+    def __iter__(self) -> Iterator[ArrayAccount]:
+        """The arrays of the larger model that are not empty."""
+        return (array for _, kind in self.arrays for array in kind if not array.is_empty)
+
+    def of_source(self, tree: ParamsLike) -> dict[str, Any]:
+        """The arrays of a tree of the smaller model by name, empty nodes included."""
+        names = dict(self.names)
+        return {names[leaf.path]: leaf.value for leaf in pytrees.leaves(tree) if leaf.path in names}
+
+    def of_target(self, tree: ParamsLike) -> dict[str, Any]:
+        """The arrays of a tree of the larger model by name.
+
+        Raises:
+          BlueprintError: an array is missing, unknown, or of another shape.
+        """
+        arrays = {
+            leaf.path.removeprefix("params/"): leaf.value
+            for leaf in pytrees.leaves(tree)
+            if not pytrees.is_empty(leaf.value)
+        }
+        shapes = {array.target.name: array.shape for array in self}
+        if any(name not in arrays or arrays[name].shape != shapes[name] for name in shapes):
+            self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
+            for array in self:
+                given = arrays[array.target.name].shape
+                if given != array.shape:
+                    raise BlueprintError(
+                        f"{array.target.path}: the fresh array's shape {given} differs from the "
+                        f"parameter's in an axis that does not grow: it must be {array.shape}"
+                    )
+        return arrays
+
+
+def source_account(tree: ParamsLike, plan: GrowthPlan, blueprint: Blueprint) -> TreeAccount:
+    """The account of what a tree of the smaller model becomes.
+
+    Args:
+      tree: arrays of `plan.source`'s shapes, or anything that has their shapes. Leaves that no rule
+        matches must be empty nodes.
+      plan: the growth step.
+      blueprint: what the arrays are.
+
+    Raises:
+      BlueprintError: the blueprint does not fit the tree; or an array cannot hold what the
+        blueprint wants it to hold, after this step.
+    """
+    return _source_account(tuple(pytrees.shapes(tree).items()), plan, blueprint)
+
+
+def target_accounts(
+    tree: ParamsLike, plan: GrowthPlan, blueprint: Blueprint
+) -> Mapping[str, ArrayAccount]:
+    """The accounts of the arrays of a tree of the larger model, by path; empty nodes have none.
+
+    Raises:
+      BlueprintError: the blueprint does not fit the tree.
+    """
+    return _target_accounts(tuple(pytrees.shapes(tree).items()), plan, blueprint)
+
+
+def array_account(target: Parameter, plan: GrowthPlan, fixed: Sizes) -> ArrayAccount:
+    """The account of one array.
+
+    Args:
+      target: the array of the larger model.
+      plan: the growth step.
+      fixed: the sizes of its axes that do not grow.
+
+    Raises:
+      BlueprintError: no array can hold what the blueprint wants it to hold, after this step.
+    """
+    return _account(target, layer_segments(target, plan), plan, fixed)
+
+
+@functools.lru_cache(maxsize=128)
+def _source_account(shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint) -> TreeAccount:
+    parameters = blueprint.match(dict(shapes), plan.source)
+    by_name = {parameters[path].name: shape for path, shape in shapes if path in parameters}
+    kinds: dict[Any, tuple[str, tuple[ArrayAccount, ...]]] = {}
+    for path, _ in shapes:
+        first = parameters.get(path)
+        if first is not None and first.kind not in kinds:
+            targets = siblings(first, plan.target)
+            kinds[first.kind] = path, tuple(_from_source(t, plan, by_name) for t in targets)
+    names = tuple((path, parameter.name) for path, parameter in parameters.items())
+    return TreeAccount(plan, blueprint, names, tuple(kinds.values()))
+
+
+@functools.lru_cache(maxsize=128)
+def _target_accounts(
+    shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint
+) -> Mapping[str, ArrayAccount]:
+    parameters = blueprint.match(dict(shapes), plan.target)
+    return {
+        path: array_account(parameters[path], plan, fixed_sizes(parameters[path], s, plan.target))
+        for path, s in shapes
+        if s is not None and path in parameters
+    }
+
+
+def _from_source(
+    target: Parameter, plan: GrowthPlan, shapes: Mapping[str, tuple[int, ...] | None]
+) -> ArrayAccount:
+    """The account of an array, from the shapes of those that it continues, by name."""
+    segments = layer_segments(target, plan)
+    first = shapes[segments[0].source.name]
+    names = tuple(dict.fromkeys(segment.source.name for segment in segments))
+    if len({shapes[name] is None for name in names}) > 1:
+        raise BlueprintError(
+            f"{target.path}: continues {', '.join(names)} in one array, but some of them are empty"
+        )
+    if first is None:
+        return ArrayAccount(target, (), (), (), names, is_empty=True)
+    return _account(target, segments, plan, fixed_sizes(segments[0].source, first, plan.source))
+
+
+def _account(
+    target: Parameter, segments: Sequence[LayerSegment], plan: GrowthPlan, fixed: Sizes
+) -> ArrayAccount:
+    _check_groups(target, plan)
+    for problem in misfits(target, plan.target):
+        raise BlueprintError(problem)
+    views = role_views(target, plan.target, fixed)
+    blocks = tuple(role_blocks(segments, number, plan, fixed) for number in range(len(views)))
+    names = tuple(dict.fromkeys(segment.source.name for segment in segments))
+    return ArrayAccount(target, array_shape(target, plan.target, fixed), views, blocks, names)
+
+
+def _check_groups(parameter: Parameter, plan: GrowthPlan) -> None:
+    """Refuses to add queries to groups where an array of heads has no axis for them."""
+    rule = parameter.rule
+    names = {*rule.axes, *rule.indices}
+    heads = names & {"kv_heads", "qk", "v"} and {"query", "attention_out"} & {*rule.roles}
+    if heads and "group" not in names and _queries_added(plan):
+        raise BlueprintError(
+            f"{parameter.path}: the plan adds query heads to each group, but the rule names no "
+            f"axis `group`; write (kv_heads group) where the query heads are"
+        )
+
+
+def _queries_added(plan: GrowthPlan) -> bool:
+    return any(
+        origin is not None and new.queries_per_group > plan.source.layers[origin].queries_per_group
+        for new, origin in zip(plan.target.layers, plan.layer_sources, strict=True)
+    )
