@@ -42,7 +42,7 @@ _KINDS = {roles.FREE: Kind.FREE, roles.ZERO: Kind.ZERO, roles.MEAN: Kind.MEAN}
 class Block:
     """A box of entries of a grown array, and what they are.
 
-    A value w is stored where the model uses w + `offset`. So zeros are −offset, and an old entry w
+    A value w is stored where the model uses w + `offset`. So zeros are stored as −offset, and an old entry w
     becomes (w + offset)·factor − offset.
 
     Attributes:
@@ -85,6 +85,11 @@ class Block:
         """The entries of the grown view of which a mean along an axis of it is taken."""
         assert self.place is not None
         return (*self.target[: self.place], self.region[self.place], *self.target[self.place + 1 :])
+
+    @property
+    def zero(self) -> float:
+        """What is stored where the model uses zero."""
+        return 0.0 - self.offset
 
     def source_indices(self, place: int) -> range | tuple[int, ...]:
         """Which entries of the source this block's entries continue, along one axis of the view.

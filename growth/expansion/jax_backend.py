@@ -111,7 +111,8 @@ def join(views: Sequence[jax.Array], array: ArrayAccount, plan: GrowthPlan) -> j
 
 
 def slice_region(array: jax.Array, region: Region) -> jax.Array:
-    """The entries of a box."""
+    """The entries of a box, which must be there: slices that reach too far are cut in silence."""
+    assert all(r.stop <= size for r, size in zip(region, array.shape, strict=True)), region
     return jax.lax.slice(array, [r.start for r in region], [r.stop for r in region])
 
 
@@ -150,7 +151,7 @@ def _view(
     result = init_values(array, number).astype(dtype)
     for block in reversed(blocks):  # old entries come first: means are taken of them
         if block.kind is Kind.ZERO:
-            zeros = jnp.full(block.shape, -block.offset, dtype)
+            zeros = jnp.full(block.shape, block.zero, dtype)
             result = write_region(result, block.target, zeros)
         elif block.kind is Kind.MEAN and block.place is not None:
             kept = slice_region(result, block.averaged)
@@ -170,23 +171,30 @@ def _padded(
     """
     *others, last = blocks
     if last.kind is Kind.ZERO:
-        return jnp.full(last.shape, -last.offset, dtype)
+        return jnp.full(last.shape, last.zero, dtype)
     core = old(last)
     behind = [
         0 if axis == "layers" else size - len(entries)
         for axis, size, entries in zip(view.axes, view.shape, last.target, strict=True)
     ]
-    result = jax.lax.pad(core, jnp.asarray(-last.offset, dtype), [(0, n, 0) for n in behind])
+    padding = next((block.zero for block in others if block.kind is Kind.ZERO), 0.0)
+    result = jax.lax.pad(core, jnp.asarray(padding, dtype), [(0, n, 0) for n in behind])
     for block in others:
         if block.kind is Kind.MEAN:
             assert block.place is not None
-            starts = [
-                entries.start - start
-                for entries, start in zip(block.target, block.start, strict=True)
-            ]
-            values = jnp.broadcast_to(mean(core, block.place), block.shape)
-            result = jax.lax.dynamic_update_slice(result, values, starts)
+            kept = slice_region(core, _from(block.averaged, block.start))
+            values = jnp.broadcast_to(mean(kept, block.place), block.shape)
+        elif block.zero != padding:
+            values = jnp.full(block.shape, block.zero, dtype)
+        else:
+            continue
+        result = write_region(result, _from(block.target, block.start), values)
     return result
+
+
+def _from(region: Region, start: Sequence[int]) -> Region:
+    """A box, counted from an entry."""
+    return tuple(range(r.start - s, r.stop - s) for r, s in zip(region, start, strict=True))
 
 
 def _multiplied(

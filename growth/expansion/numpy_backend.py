@@ -104,7 +104,7 @@ def fold(
             if block.kind is Kind.FREE:
                 write_free(number, block, into)
             elif block.kind is Kind.ZERO:
-                into[...] = -block.offset
+                into[...] = block.zero
             elif block.kind is Kind.OLD:
                 _write_old(into, _source(arrays, number, block, block.source, plan), block)
             elif block.place is not None:

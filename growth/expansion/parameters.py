@@ -62,6 +62,25 @@ def expand(
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
       InputError: `key`, `fresh` or `loss` is needed and was not given, `init` says nothing known,
         or values of `fresh` are zero where they would never learn.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> plan = growth.grow_to(embed_dim=12, num_layers=3)(small)
+      >>> grown = growth.expand(params, plan, key=jax.random.key(1))
+      >>> tokens = jax.numpy.arange(8)[None]
+      >>> before, after = models.apply(small, params, tokens), models.apply(plan.target, grown, tokens)
+      >>> bool(abs(after - before).max() < 1e-5 * abs(before).max())
+      True
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3 and table 1.
+      "gradmax": Evci et al., arXiv 2201.05125.
     """
     policy = init_policy(init)
     _check_arguments(key, blueprint, fresh, loss, policy)
