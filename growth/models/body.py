@@ -1,4 +1,4 @@
-"""What all reference models share: from embedded inputs to the stream that the output layer reads.
+"""What all reference models share: the residual stream from embedded inputs to the output layer.
 
 Neighbouring layers of equal shape are one scanned module, so compile time does not grow with depth.
 """
@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from growth.architecture import Architecture
 from growth.architecture.positions import sinusoids
 from growth.models.layer import Layer
-from growth.models.parts import Norm, named
+from growth.models.parts import Norm, with_axis_names
 
 
 class Model(nn.Module):
@@ -27,6 +27,21 @@ class Model(nn.Module):
         products with weights are kept, and only what lies between them is computed anew.
       stream_sharding: how the residual stream [batch, length, embed] is split over a mesh, where it
         is; None leaves that to the compiler.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> model = models.make_model(small, param_dtype=jax.numpy.bfloat16)
+      >>> isinstance(model, models.Model), model.architecture.num_layers
+      (True, 2)
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
+      Scanned layers: the documentation of flax.linen.scan.
     """
 
     architecture: Architecture
@@ -40,6 +55,12 @@ class Model(nn.Module):
 
         Args:
           x: embedded inputs [batch, length, embed].
+
+        Returns:
+          What the output layer reads, [batch, length, embed].
+
+        Raises:
+          ValueError: the inputs are longer than `max_length`.
         """
         arch, length = self.architecture, x.shape[1]
         if length > arch.max_length:
@@ -48,13 +69,13 @@ class Model(nn.Module):
         if arch.embed_norm:
             x = Norm(arch, *types, name="embed_norm")(x)
         if arch.position == "learned":
-            init = named(nn.linear.default_embed_init, "length", "embed")
+            init = with_axis_names(nn.linear.default_embed_init, "length", "embed")
             size = (arch.max_length, arch.embed_dim)
             position = self.param("position", init, size, self.param_dtype)
             x += position[:length].astype(x.dtype)
         elif arch.position == "sinusoidal":
             x += sinusoids(length, arch.embed_dim).astype(x.dtype)
-        x = split(x, self.stream_sharding)
+        x = constrain_sharding(x, self.stream_sharding)
         # Attention scores and activation functions are cheaper to compute twice than to store and
         # load: on a CPU, keeping them is 1.3 x slower and takes 2 to 3 x the memory.
         kept = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -68,10 +89,10 @@ class Model(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             x, _ = run(arch, arch.layers[first], *types, name=f"layers_{first}")(x, None)
-            x = split(x, self.stream_sharding)
+            x = constrain_sharding(x, self.stream_sharding)
         return Norm(arch, *types, name="final_norm")(x) if arch.final_norm else x
 
 
-def split(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """The same array, split over a mesh where a sharding is given."""
+def constrain_sharding(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """The same array [...], split over a mesh where a sharding is given."""
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

@@ -1,7 +1,6 @@
-"""One layer of the reference model: where attention, MLP and norms stand around the stream."""
+"""A layer of the reference model: how its branches read and write the residual stream."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,18 +8,12 @@ import jax
 
 from growth.architecture import Architecture, LayerShape
 from growth.models.attention import Attention
-from growth.models.parts import Norm, linear
-
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "gelu_exact": functools.partial(nn.gelu, approximate=False),
-    "silu": nn.silu,
-}
+from growth.models.mlp import MLP
+from growth.models.parts import Norm
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the stream.
+    """Attention and MLP, each added to the residual stream.
 
     Attributes:
       architecture: the model that the layer belongs to.
@@ -35,7 +28,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        """The stream [batch, length, embed] after this layer; the second value is for `nn.scan`."""
+        """The residual stream [batch, length, embed] after this layer, from that before it.
+
+        What `nn.scan` passes and takes besides is None.
+        """
         arch = self.architecture
         config = (arch, self.shape, self.dtype, self.param_dtype)
         norm = functools.partial(Norm, arch, self.dtype, self.param_dtype)
@@ -55,35 +51,3 @@ class Layer(nn.Module):
         if placement in ("closing", "sandwich"):
             y = norm(name=f"{name}_closing_norm")(y)
         return norm(name=f"{name}_norm")(x + y) if placement == "post" else x + y
-
-
-class MLP(nn.Module):
-    """The MLP, gated or not; attributes as for `Layer`."""
-
-    architecture: Architecture
-    shape: LayerShape
-    dtype: Any
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, length, embed] to [batch, length, embed]."""
-        arch = self.architecture
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        activation = _ACTIVATIONS[arch.activation]
-        wide = functools.partial(
-            linear, self.shape.mlp_dim, ("embed", "mlp"), arch.has_bias("mlp_in"), **types
-        )
-        hidden = wide(name="up")(x)
-        if arch.gated_mlp:
-            hidden *= activation(wide(name="gate")(x))
-        else:
-            hidden = activation(hidden)
-        return linear(
-            arch.embed_dim,
-            ("mlp", "embed"),
-            arch.has_bias("mlp_out"),
-            shrink=2 * arch.num_layers,
-            name="down",
-            **types,
-        )(hidden)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from growth.architecture import Architecture
 
 
-def named(init: Any, *axes: str) -> Any:
+def with_axis_names(init: Any, *axes: str) -> Any:
     """An initializer whose parameter carries the names of its axes."""
     return nn.with_logical_partitioning(init, axes)
 
@@ -30,7 +30,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """An array like `x`; computed in float32 at least."""
+        """An array of the shape of `x`, [..., *sizes of `axes`]; computed in float32 at least."""
         arch, over = self.architecture, tuple(range(-len(self.axes), 0))
         shape = x.shape[-len(self.axes) :]
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -42,12 +42,12 @@ class Norm(nn.Module):
         dtype = x.dtype
         if arch.norm_gain:
             init = nn.initializers.zeros if arch.unit_offset else nn.initializers.ones
-            gain = self.param("scale", named(init, *self.axes), shape, self.param_dtype)
+            gain = self.param("scale", with_axis_names(init, *self.axes), shape, self.param_dtype)
             by *= gain.astype(y.dtype) + arch.unit_offset
             dtype = jnp.promote_types(dtype, gain.dtype)
         y *= by
         if arch.has_bias("norm"):
-            init = named(nn.initializers.zeros, *self.axes)
+            init = with_axis_names(nn.initializers.zeros, *self.axes)
             y += self.param("bias", init, shape, self.param_dtype).astype(y.dtype)
         return y.astype(self.dtype or dtype)
 
@@ -65,8 +65,17 @@ def linear(
 ) -> nn.DenseGeneral:
     """A linear map over the last `inputs` axes, with LeCun's initialization, variance / `shrink`.
 
-    Writers to the stream are shrunk by their number, so that the stream's variance at
+    Writers to the residual stream are shrunk by their number, so that its variance at
     initialization does not depend on depth.
+
+    Args:
+      features: the size of what it gives: of one axis, or of several.
+      axes: the names of the axes of its kernel, inputs first.
+      bias: whether it has one.
+      dtype, param_dtype: as for `Transformer`.
+      name: of the module.
+      inputs: how many of the last axes it reads.
+      shrink: what the variance is divided by.
     """
     init = nn.initializers.variance_scaling(1 / shrink, "fan_in", "normal")
     return nn.DenseGeneral(
@@ -75,7 +84,7 @@ def linear(
         use_bias=bias,
         dtype=dtype,
         param_dtype=param_dtype,
-        kernel_init=named(init, *axes),
-        bias_init=named(nn.initializers.zeros, *axes[inputs:]),
+        kernel_init=with_axis_names(init, *axes),
+        bias_init=with_axis_names(nn.initializers.zeros, *axes[inputs:]),
         name=name,
     )

@@ -1,4 +1,4 @@
-"""The reference models as functions of their architecture: parameters, logits, stream, blueprint.
+"""The reference models as functions of their architecture: parameters, logits, blueprint.
 
 Every parameter carries the names of its axes, the same that `growth` uses, which is what a model's
 blueprint is derived from and what shards it over a mesh.
@@ -19,6 +19,7 @@ from growth.models.body import Model
 from growth.models.layer import Layer
 from growth.models.transformer import Transformer
 from growth.models.vision import VisionTransformer
+from growth.types import Params
 
 
 def make_model(architecture: Architecture, **options: Any) -> Model:
@@ -27,17 +28,45 @@ def make_model(architecture: Architecture, **options: Any) -> Model:
     Args:
       architecture: what the model is.
       **options: the other attributes of `Model`.
+
+    Examples:
+      >>> import growth
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> type(models.make_model(small)).__name__
+      'Transformer'
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
     """
     kind = Transformer if architecture.patches is None else VisionTransformer
     return kind(architecture, **options)
 
 
-def apply(architecture: Architecture, params: Any, inputs: jax.Array) -> jax.Array:
-    """Logits of inputs, in the parameters' dtype; see `logits`."""
+def apply(architecture: Architecture, params: Params, inputs: jax.Array) -> jax.Array:
+    """Logits [batch, length, vocab] or [batch, classes], in the parameters' dtype; see `logits`.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> models.apply(small, params, jax.numpy.zeros((1, 8), int)).shape
+      (1, 8, 11)
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
+    """
     return logits(make_model(architecture), params, inputs)
 
 
-def logits(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
+def logits(model: Model, params: Params, inputs: jax.Array) -> jax.Array:
     """The logits of a model.
 
     Args:
@@ -47,14 +76,47 @@ def logits(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
 
     Returns:
       [batch, length, vocab], or [batch, classes].
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> model = models.make_model(small, dtype=jax.numpy.bfloat16)
+      >>> models.logits(model, params, jax.numpy.zeros((1, 8), int)).dtype.name
+      'bfloat16'
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
     """
     result = model.apply({"params": params}, inputs)
     assert isinstance(result, jax.Array)
     return result
 
 
-def residual_stream(architecture: Architecture, params: Any, inputs: jax.Array) -> list[jax.Array]:
-    """The residual stream [batch, length, embed] after each layer."""
+def residual_stream(
+    architecture: Architecture, params: Params, inputs: jax.Array
+) -> list[jax.Array]:
+    """The residual stream [batch, length, embed] after each layer.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> stream = models.residual_stream(small, params, jax.numpy.zeros((1, 8), int))
+      >>> [layer.shape for layer in stream]
+      [(1, 8, 8), (1, 8, 8)]
+
+    References:
+      Elhage et al., *A Mathematical Framework for Transformer Circuits*, 2021, for the word;
+      Gesmundo and Maile, arXiv 2308.06103, section 2, for the stream of this model.
+    """
     _, seen = make_model(architecture).apply(
         {"params": params},
         inputs,
@@ -65,20 +127,50 @@ def residual_stream(architecture: Architecture, params: Any, inputs: jax.Array) 
     return [layer for run in runs for layer in run["__call__"][0][0]]
 
 
-def initial_parameters(architecture: Architecture, key: jax.Array, **options: Any) -> Any:
+def initial_parameters(architecture: Architecture, key: jax.Array, **options: Any) -> Params:
     """Freshly initialized parameters, as plain nested dicts of arrays.
 
     Args:
       architecture: what the model is.
       key: a PRNG key.
       **options: the other attributes of `Model`.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> sorted(params)
+      ['embed', 'final_norm', 'layers_0', 'unembed']
+      >>> params["layers_0"]["mlp"]["up"]["kernel"].shape
+      (2, 8, 16)
+
+    References:
+      Flax's default initializers: lecun_normal for kernels (LeCun et al., *Efficient BackProp*,
+      1998, section 4.6), narrower where a branch writes the stream (Radford et al., *Language
+      Models are Unsupervised Multitask Learners*, 2019, section 2.3).
     """
     return nn.unbox(_boxed(architecture, key, **options))
 
 
 @functools.cache
 def logical_axes(architecture: Architecture) -> Any:
-    """The names of the axes of every parameter: a tree of `PartitionSpec`s."""
+    """The names of the axes of every parameter: a tree of `PartitionSpec`.
+
+    Examples:
+      >>> import growth
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> tuple(models.logical_axes(small)["layers_0"]["mlp"]["up"]["kernel"])
+      ('layers', 'embed', 'mlp')
+
+    References:
+      The guide *Scale up Flax Modules on multiple devices* of Flax, on logical axis names.
+    """
     return nn.get_partition_spec(jax.eval_shape(lambda: _boxed(architecture, jax.random.key(0))))
 
 
@@ -88,6 +180,19 @@ def blueprint(architecture: Architecture) -> Blueprint:
 
     Axes are the names that the parameters carry. It depends on which parameters there are, and not
     on their sizes, so it fits an architecture and all that it can grow to.
+
+    Examples:
+      >>> import growth
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> models.blueprint(small).rules[0]
+      ('embed/embedding', 'embedding', 'vocab embed')
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
     """
     rules = {}
     for leaf in pytrees.leaves(logical_axes(architecture)):
@@ -117,7 +222,7 @@ def _role(path: str) -> str:
     }.get(module, module)
 
 
-def _boxed(architecture: Architecture, key: jax.Array, **options: Any) -> Any:
+def _boxed(architecture: Architecture, key: jax.Array, **options: Any) -> Params:
     if architecture.patches is None:
         inputs = jnp.zeros((1, 1), jnp.int32)
     else:
