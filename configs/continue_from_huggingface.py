@@ -1,7 +1,7 @@
 """Trains a checkpoint of Hugging Face on, and grows it on the way.
 
-    python -m growth.cli.train --config=configs/continue_from_huggingface.py:DIR --workdir=runs/on
-    python -m growth.cli.export --workdir=runs/on --output=DIR2 --like=DIR
+    growth train --config=continue_from_huggingface:DIR --workdir=runs/on
+    growth export --workdir=runs/on --output=DIR2 --like=DIR
 
 DIR holds `config.json` and safetensors of a model that the reference model covers (Llama, Mistral,
 Qwen, Gemma, GPT-2, GPT-NeoX, OLMo, ...). Its `tokenizer.json` is used where there is one; else
@@ -26,7 +26,7 @@ def get_config(source: str = "") -> ConfigDict:
       source: the directory of the checkpoint.
     """
     if not source:
-        raise InputError("give the checkpoint: --config=configs/continue_from_huggingface.py:DIR")
+        raise InputError("give the checkpoint: --config=continue_from_huggingface:DIR")
     architecture = load_architecture(source)
     if architecture.position != "learned":
         architecture = architecture.replace(max_length=min(architecture.max_length, 512))

@@ -1,16 +1,17 @@
 """A vision transformer of handwritten digits that grows three times while it trains.
 
-    python -m growth.cli.train --config=configs/digits.py --workdir=runs/digits
+    growth train --config=digits --workdir=runs/digits
 
 It takes scikit-learn's 1,797 images of 8×8 pixels, in patches of 2×2, from 12 thousand to 0.2
 million parameters. To compare with the same model trained at its full size from the start:
 
-    python -m growth.cli.train --config=configs/digits.py:full --workdir=runs/digits_full
+    growth train --config=digits:full --workdir=runs/digits_full
 """
 
 from ml_collections import ConfigDict
 
 from growth.architecture.presets import VIT
+from growth.errors import InputError
 from growth.training.config import defaults
 
 SIZES = dict(embed_dim=64, num_layers=4, num_heads=4, qk_dim=16, v_dim=16, mlp_dim=256)
@@ -22,6 +23,8 @@ def get_config(size: str = "grown") -> ConfigDict:
     Args:
       size: "grown" along a schedule, or "full" from the start.
     """
+    if size not in ("grown", "full"):
+        raise InputError(f"size is {size!r}, but it must be grown or full: --config=digits:full")
     first = dict(embed_dim=24, num_layers=2, num_heads=2, qk_dim=12, v_dim=12, mlp_dim=64)
     config = defaults(
         **VIT,

@@ -1,11 +1,11 @@
 """GPT-2 of 124M parameters, grown from 30M in three steps; for eight GPUs or a TPU slice.
 
-    python -m growth.cli.train --config=configs/gpt2_124m.py --workdir=runs/gpt2 \\
+    growth train --config=gpt2_124m --workdir=runs/gpt2 \\
         --config.data.files='/data/openwebtext/**/*.txt' --config.data.tokenizer=gpt2/tokenizer.json
 
 To see what it costs, on any machine and without the data:
 
-    python -m growth.cli.train --config=configs/gpt2_124m.py --dry_run
+    growth plan --config=gpt2_124m
 
 Heads stay 64 wide and grow in number with the stream, as they would between models of a family.
 The target has GPT-2's own shape, so that it can be compared with every published run of it.

@@ -1,11 +1,11 @@
 """A Llama of 1.2B parameters, grown from 0.25B in three steps; for a mesh of 64 accelerators.
 
-    python -m growth.cli.train --config=configs/llama_1b.py --workdir=runs/llama \\
+    growth train --config=llama_1b --workdir=runs/llama \\
         --config.data.files='/data/text/**/*.txt' --config.data.tokenizer=llama/tokenizer.json
 
 To see what it costs, on any machine and without the data:
 
-    python -m growth.cli.train --config=configs/llama_1b.py --dry_run
+    growth plan --config=llama_1b
 
 The target has the shape of Llama 3.2 1B: 16 layers, 32 heads in 8 groups, a gated MLP, tied
 embeddings. Heads are added by whole groups, so every group keeps its four queries. Parameters are

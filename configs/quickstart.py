@@ -1,6 +1,6 @@
 """A byte-level language model of Python source that grows three times while it trains.
 
-    python -m growth.cli.train --config=configs/quickstart.py --workdir=runs/quickstart
+    growth train --config=quickstart --workdir=runs/quickstart
 
 It grows from 0.11M to 0.89M parameters, along all six dimensions, while its small stages are cheap:
 the first three of the four spend a fifth of the FLOPs. Expect an evaluation loss of about 1.28 nats

@@ -1,6 +1,5 @@
 """The commands: what is wrong is refused with one clear line, and nothing is written."""
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from growth.cli import errors
+from growth.cli import config_files, errors
 from growth.training.config import parse
 from growth.training.loop import train
 from growth.training.mesh import MESH_AXES
@@ -16,23 +15,12 @@ from growth.training.report.preview import dry_run
 from growth.training.run.restore import load_model
 from tests.helpers import runs
 
-# All that need no argument.
-CONFIGS = sorted((runs.ROOT / "configs").glob("[!c]*.py"))
 
-
-def output(module, *arguments):
+def output(command, *arguments):
     """The exit code of a command, and all that it printed."""
-    process = runs.start(module, *arguments)
+    process = runs.start(command, *arguments)
     text, _ = process.communicate(timeout=120)
     return process.returncode, text
-
-
-def load(path):
-    """What the `get_config` of a config file gives."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 @pytest.fixture(scope="module")
@@ -155,36 +143,34 @@ def test_a_directory_of_another_architecture_is_left_alone(trained, files, capsy
     assert "at step 3 it has mlp_dim 16 there and 24 here" in message
 
 
-def test_a_field_that_the_config_does_not_have(tmp_path):
-    code, text = output(
-        "growth.cli.train",
-        f"--config={runs.ROOT / 'configs' / 'quickstart.py'}",
-        f"--workdir={tmp_path / 'run'}",
-        "--config.optimizer.learnin_rate=1e-3",
-    )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=quickstart", "--config.optimzer.learning_rate=1e-3"],
+            "error: unknown field of the config: optimzer; did you mean optimizer?\n",
+        ),
+        (
+            ["--config=quickstart", "--config.data=3"],
+            "error: config.data is '3', but it is a section: set its fields, such as "
+            "--config.data.files\n",
+        ),
+        (["--config=no.py"], "error: config is 'no.py', but there is no such file; presets are "),
+    ],
+)
+def test_a_wrong_config_is_one_line(arguments, message, tmp_path):
+    code, text = output("train", *arguments, f"--workdir={tmp_path / 'run'}")
     assert code == 2
-    assert text.startswith("error: unknown field of the config: 'learnin_rate'")
-    assert 'Did you mean "learning_rate"' in text
+    assert text.startswith(message)
+    assert text.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_file_that_is_not_there(tmp_path):
-    code, text = output(
-        "growth.cli.train", f"--config={tmp_path / 'no.py'}", f"--workdir={tmp_path / 'run'}"
-    )
-    assert code == 2
-    assert text.startswith("error: ")
-    assert str(tmp_path / "no.py") in text
-    assert "Traceback" not in text
-    assert not (tmp_path / "run").exists()
-
-
-def test_dry_run_needs_no_directory_and_writes_nothing(tmp_path):
+def test_plan_of_a_config_writes_nothing():
     before = contents(runs.ROOT / "configs")
     code, text = output(
-        "growth.cli.train",
+        "plan",
         f"--config={runs.ROOT / 'configs' / 'quickstart.py'}",
-        "--dry_run",
         "--config.architecture.num_kv_heads=1",
         "--config.growth=({'step': 400, 'num_heads': 4},)",
     )
@@ -193,15 +179,23 @@ def test_dry_run_needs_no_directory_and_writes_nothing(tmp_path):
     assert contents(runs.ROOT / "configs") == before
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_dry_run_of_every_config(path):
+# How many stages each preset has that needs no checkpoint.
+STAGES = {"digits": 4, "gpt2_124m": 4, "llama_1b": 4, "quickstart": 4}
+
+
+def test_every_preset_is_planned_here():
+    assert set(config_files.presets()) == {"continue_from_huggingface", *STAGES}
+
+
+@pytest.mark.parametrize("preset", STAGES)
+def test_plan_of_every_preset(preset):
     """Real sizes, on a machine that could not hold them."""
-    config = parse(load(path))
+    config = parse(config_files.load_config(preset))
     file = io.StringIO()
     dry_run(config, Console(file=file, width=120))
     text = file.getvalue()
     assert "…" not in text  # nothing is cut off
-    assert len(config.stages) > 1
+    assert len(config.stages) == STAGES[preset]
     shapes, costs = text.split("Costs")
     for stage in config.stages:
         (row,) = [
@@ -218,7 +212,7 @@ def test_dry_run_of_every_config(path):
 
 def test_sample_continues_a_prompt(trained):
     code, text = output(
-        "growth.cli.sample",
+        "sample",
         f"--workdir={trained}",
         "--prompt=import os",
         "--num_tokens=20",
@@ -232,13 +226,14 @@ def test_sample_continues_a_prompt(trained):
 def test_certify_grows_a_checkpoint_and_says_what_that_did(trained, files, tmp_path):
     path = tmp_path / "certificate.json"
     code, text = output(
-        "growth.cli.certify", f"--workdir={trained}", "--mlp_dim=24", "--num_layers=2",
-        "--batch_size=4", f"--json={path}",
+        "certify", f"--workdir={trained}", "--mlp_dim=24", "--num_layers=2",
+        "--layer_positions=0", "--batch_size=4", f"--json={path}",
     )  # fmt: skip
     assert code == 0, text
+    assert "new layers at 0" in text
     assert "every promise is kept" in text
     assert json.loads(path.read_text())["passed"] is True
-    code, text = output("growth.cli.certify", f"--workdir={trained}", "--embed_dim=4")
+    code, text = output("certify", f"--workdir={trained}", "--embed_dim=4")
     assert code == 2
     assert "error: embed_dim is 8 and cannot shrink to 4" in text
 

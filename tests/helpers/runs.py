@@ -75,11 +75,11 @@ def small_config(files):
     return config
 
 
-def start(module, *arguments):
-    """The process of a command of this package; all its output is in `stdout`."""
+def start(command, *arguments):
+    """The process of a command, such as "train"; all its output is in `stdout`."""
     path = os.pathsep.join(filter(None, (str(ROOT), *sys.path)))
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", "growth", command, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,

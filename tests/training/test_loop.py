@@ -176,7 +176,7 @@ def test_ctrl_c_stops_a_run_in_good_order(uninterrupted, files, tmp_path):
     before = 0
     for step in (7, 23):
         config_file.write_text(INTERRUPTED.format(number=step - before, files=files))
-        process = runs.start("growth.cli.train", f"--config={config_file}", f"--workdir={workdir}")
+        process = runs.start("train", f"--config={config_file}", f"--workdir={workdir}")
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         assert f"stopped after step {step}; the same command goes on" in output

@@ -171,7 +171,7 @@ def test_what_has_just_grown_is_trained_first(run, tmp_path):
 def test_the_command_grows_a_run(run, tmp_path):
     output = tmp_path / "larger"
     sizes = ["--head_dim=8", "--num_layers=3", "--layer_positions=1"]
-    process = runs.start("growth.cli.expand", f"--source={run}", f"--output={output}", *sizes)
+    process = runs.start("expand", f"--source={run}", f"--output={output}", *sizes)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert "largest difference / largest logit" in text

@@ -1,0 +1,70 @@
+"""Growth of a checkpoint of Hugging Face, for `growth plan` and `growth expand`."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from growth.cli.checkpoint_growth import show
+from growth.cli.flags import Expand, Plan
+from growth.huggingface import CheckpointExpansion, execute_expansion, plan_expansion
+from growth.huggingface.expansion.model_card import comparison
+from growth.huggingface.expansion.verification import unmet_requirement
+from growth.huggingface.expansion.writing import estimated_seconds
+
+
+def plan(flags: Plan) -> None:
+    """Shows what would be."""
+    expansion = _planned(flags, init=flags.init or "fresh")
+    seconds = estimated_seconds(expansion)
+    print(f"about {seconds:,.0f} s on this machine, if its disk keeps up; nothing is written")
+
+
+def expand(flags: Expand) -> None:
+    """Writes the larger checkpoint."""
+    expansion = _planned(
+        flags,
+        init=flags.init,
+        seed=flags.seed,
+        max_shard_size=flags.max_shard_size or "5GB",
+    )
+    with _progress() as bar:
+        task = bar.add_task("grow", total=expansion.bytes, what="")
+        verified = execute_expansion(
+            expansion,
+            flags.output,
+            verify=flags.verify,
+            progress=lambda done, total, name: bar.update(task, completed=done, what=name),
+        )
+    print(verified or f"not verified: {_why_not(expansion, flags)}")
+    print(f"written: {flags.output}")
+
+
+def _planned(flags: Plan | Expand, **options: Any) -> CheckpointExpansion:
+    step = flags.sizes.growth_step()
+    if "position" in step:
+        step["layer_positions"] = step.pop("position")
+    expansion = plan_expansion(str(flags.source), dtype=flags.dtype, **step, **options)
+    show(comparison(expansion), expansion.plan)
+    return expansion
+
+
+def _why_not(expansion: CheckpointExpansion, flags: Expand) -> str:
+    if flags.verify is False:
+        return "--noverify"
+    return (
+        unmet_requirement(expansion, Path(flags.output).absolute().parent)
+        or "nothing kept it from being verified"
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+        console=Console(stderr=True),
+    )
