@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
 
 import growth
 
@@ -59,12 +63,32 @@ html_copy_source = False
 html_show_sphinx = False
 
 
-def make_gallery(app: object, config: object) -> None:
+# Links of files at the root to each other, and the pages that include them.
+PAGES = {"README.md": "/index.md", "WORKSPACE.md": "/map.md", "CHANGELOG.md": "/changelog.md"}
+
+
+def make_gallery(app: Sphinx, config: Config) -> None:
     """Measures the models of the gallery and writes what its page includes."""
     command = [sys.executable, "-m", "docs.gallery", "build/gallery.md"]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def setup(app: object) -> None:
+def adapt(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
+    """A file at the root as a page includes it: links to pages, headings one level higher."""
+    text = content[0]
+    for name, page in PAGES.items():
+        text = text.replace(f"]({name})", f"]({page})")
+    content[0] = text.replace("\n### ", "\n## ") if path.name == "README.md" else text
+
+
+def once(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves what is behind the front door to the page of the front door."""
+    elsewhere = app.env.docname != "api/growth" and name in growth.__all__
+    return True if elsewhere and getattr(growth, name) is value else None
+
+
+def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("config-inited", make_gallery)
+    app.connect("include-read", adapt)
+    app.connect("autodoc-skip-member", once)

@@ -117,7 +117,7 @@ print(plan)
 # `like` names a checkpoint whose config and tokenizer the new one takes over, but for the sizes.
 
 # %%
-huggingface.save(folder / "trained", plan.target, grown, like=folder / "large")
+huggingface.save(plan.target, grown, folder / "trained", like=folder / "large")
 
 with torch.no_grad():
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "trained")

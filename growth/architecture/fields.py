@@ -32,6 +32,22 @@ class LayerShape:
     """The sizes that one layer has of its own.
 
     `qk_dim` and `v_dim` are widths of one head: k and v in the paper.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=4, num_kv_heads=2,
+      ...     mlp_dim=(16, 24),
+      ... )
+      >>> [shape.mlp_dim for shape in small.layers]
+      [16, 24]
+      >>> small.layers[0].queries_per_group
+      2
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
+      Groups of heads: Ainslie et al., arXiv 2305.13245, section 2.2.
     """
 
     num_heads: int
@@ -102,6 +118,23 @@ class ArchitectureFields:
 
     Raises:
       ArchitectureError: a field is out of range; the message names it.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=(16, 24)
+      ... )
+      >>> print(small)
+      2 layers × [2 heads, qk 4, v 4, mlp 16/24], embed 8, vocab 11, length 8, rmsnorm, rope, silu
+      >>> small.num_parameters
+      1688
+      >>> growth.Architecture.from_json(small.to_json()) == small
+      True
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 2.
+      The presets name the models that they are of.
     """
 
     vocab_size: int

@@ -16,6 +16,15 @@ class Patches:
 
     Raises:
       ArchitectureError: a field is out of range, or patches do not cover an image.
+
+    Examples:
+      >>> from growth.architecture import Patches
+      >>> patches = Patches(height=8, width=8, channels=1, size=2)
+      >>> patches.number, patches.dim
+      (16, 4)
+
+    References:
+      Dosovitskiy et al., arXiv 2010.11929, section 3.1.
     """
 
     height: int

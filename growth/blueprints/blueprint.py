@@ -32,6 +32,27 @@ class Blueprint:
 
     Raises:
       BlueprintError: a rule is malformed; the message quotes it.
+
+    Examples:
+      >>> import growth, jax
+      >>> mlp = growth.Blueprint([
+      ...     ("layers/{layers}/up", "mlp_in", "embed mlp"),
+      ...     ("layers/{layers}/down", "mlp_out", "mlp embed"),
+      ... ])
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
+      ... )
+      >>> tree = {"layers": [{"up": jax.numpy.ones((8, 16)), "down": jax.numpy.ones((16, 9))}]}
+      >>> mlp.check(tree, small)
+      Traceback (most recent call last):
+          ...
+      growth...BlueprintError: the blueprint does not fit the tree:
+        layers/0/down: shape (16, 9) does not fit 'mlp embed': (embed) is 8 ..., not 9
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
+      The notation of axes is that of einops: https://einops.rocks.
     """
 
     rules: tuple[tuple[str, str | tuple[str, ...], str], ...]

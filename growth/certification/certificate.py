@@ -47,6 +47,28 @@ class Certificate:
       first_update: the largest first update of a new entry, and of an old one, over the learning
         rate; None where no optimizer was given.
       problems: the promises that are broken, in words.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> plan = growth.mlp_expansion(24)(small)
+      >>> certificate = growth.certify(
+      ...     params, plan, grown=growth.expand(params, plan, key=jax.random.key(1)),
+      ...     apply=models.apply, batch=jax.numpy.arange(8)[None], dtypes=("float64",),
+      ...     check_gradients=False,
+      ... )
+      >>> certificate.require()
+      >>> certificate.preservation["float64"].max_error < 1e-12
+      True
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      It proves what is measured here.
     """
 
     plan: GrowthPlan

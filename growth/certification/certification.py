@@ -73,6 +73,31 @@ def certify(
     Raises:
       InputError: a dtype is not one of those three.
       BlueprintError: the blueprint does not fit the parameters.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> plan = growth.mlp_expansion(24)(small)
+      >>> grown = growth.expand(params, plan, key=jax.random.key(1))
+      >>> tokens = jax.random.randint(jax.random.key(2), (8, 8), 0, 11)
+      >>> certificate = growth.certify(params, plan, grown=grown, apply=models.apply, batch=tokens)
+      >>> certificate.passed
+      True
+      >>> wrong = jax.tree.map(lambda leaf: leaf + 1e-3, grown)
+      >>> growth.certify(
+      ...     params, plan, grown=wrong, apply=models.apply, batch=tokens, dtypes=("float32",),
+      ...     check_gradients=False,
+      ... ).passed
+      False
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      It proves what is measured here.
     """
     if set(dtypes) - set(_DTYPES):
         raise InputError(f"dtypes is {tuple(dtypes)}, but it must be some of {', '.join(_DTYPES)}")

@@ -73,7 +73,8 @@ def expand(
       >>> plan = growth.grow_to(embed_dim=12, num_layers=3)(small)
       >>> grown = growth.expand(params, plan, key=jax.random.key(1))
       >>> tokens = jax.numpy.arange(8)[None]
-      >>> before, after = models.apply(small, params, tokens), models.apply(plan.target, grown, tokens)
+      >>> before = models.apply(small, params, tokens)
+      >>> after = models.apply(plan.target, grown, tokens)
       >>> bool(abs(after - before).max() < 1e-5 * abs(before).max())
       True
 

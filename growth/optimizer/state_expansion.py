@@ -61,6 +61,27 @@ def expand_optimizer_state(
       OptimizerStateError: a part of the state is of a type that is not known or cannot be carried;
         or the state is not one of the given parameters.
       BlueprintError: the blueprint does not fit the moments.
+
+    Examples:
+      >>> import growth, jax
+      >>> from growth import models
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> params = models.initial_parameters(small, jax.random.key(0))
+      >>> import optax
+      >>> plan = growth.mlp_expansion(24)(small)
+      >>> grown = growth.expand(params, plan, key=jax.random.key(1))
+      >>> tx = optax.adam(1e-3)
+      >>> state = growth.expand_optimizer_state(
+      ...     tx.init(params), plan, tx=tx, params=params, grown=grown
+      ... )
+      >>> jax.tree.map(jax.numpy.shape, state) == jax.tree.map(jax.numpy.shape, tx.init(grown))
+      True
+
+    References:
+      Adam: Kingma and Ba, arXiv 1412.6980, algorithm 1. For a weight that is multiplied by c, the
+      chain rule divides its gradient by c; docs/moments.md compares how moments begin.
     """
     if moments not in POLICIES or (moments == "probe") != (gradient is not None):
         raise OptimizerStateError(

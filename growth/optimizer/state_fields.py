@@ -168,6 +168,19 @@ def register_optimizer_state(kind: type, fields: Mapping[str, Field]) -> None:
 
     Raises:
       InputError: a field is missing or unknown, or the type is known already.
+
+    Examples:
+      >>> from typing import NamedTuple
+      >>> import growth
+      >>> class MomentumState(NamedTuple):
+      ...     count: int
+      ...     momentum: dict
+      >>> growth.register_optimizer_state(
+      ...     MomentumState, {"count": growth.optimizer.KEEP, "momentum": -1}
+      ... )
+
+    References:
+      The chain rule: for a weight that is multiplied by c, gradients are divided by c.
     """
     names = getattr(kind, "_fields", None)
     if names is None or set(fields) != set(names):

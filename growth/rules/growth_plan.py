@@ -35,6 +35,23 @@ class GrowthPlan:
 
     Raises:
       GrowthError: the step would shrink something, or would not preserve the function.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> plan = growth.layer_addition(1, position=1)(small)
+      >>> plan.layer_sources
+      (0, None, 1)
+      >>> plan.changes
+      {'num_layers': (2, 3)}
+      >>> print(plan.followed_by(growth.mlp_expansion(32)(plan.target)))
+      num_layers 2 → 3; mlp_dim 16 → 32; new layers at 1
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
     """
 
     source: Architecture
@@ -186,6 +203,18 @@ def plan(
 
     Raises:
       GrowthError: there is no exact way; the message names the field.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.plan(small, small.replace(num_layers=4, mlp_dim=32)))
+      num_layers 2 → 4; mlp_dim 16 → 32; new layers at 1, 3
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definitions 3.1 to 3.6.
     """
     old, new = source.num_layers, target.num_layers
     if new < old:

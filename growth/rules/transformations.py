@@ -26,7 +26,23 @@ from growth.rules.growth_plan import (
 
 @dataclasses.dataclass(frozen=True)
 class Transformation:
-    """A function from an architecture to a plan for a larger one."""
+    """A function from an architecture to a plan for a larger one.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> step = growth.mlp_expansion(32)
+      >>> isinstance(step, growth.Transformation), step == growth.mlp_expansion(32)
+      (True, True)
+      >>> step(small).target.mlp_dim
+      32
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # a list would make the value unhashable
@@ -52,6 +68,20 @@ class mlp_expansion(Transformation):
     Attributes:
       mlp_dim: the new width, or one for each of `layers`.
       layers: the layers that grow; None for all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.mlp_expansion(32)(small))
+      mlp_dim 16 → 32
+      >>> print(growth.mlp_expansion(32, layers=(1,))(small))
+      mlp_dim 16 → (16, 32)
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.1.
     """
 
     mlp_dim: int | tuple[int, ...]
@@ -74,6 +104,22 @@ class head_addition(Transformation):
       num_kv_heads: the new number of key/value heads. None keeps the queries per group, so that
         whole groups are added; the old number adds queries to every group.
       layers: the layers that grow; None for all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=4, num_kv_heads=2,
+      ...     mlp_dim=16,
+      ... )
+      >>> print(growth.head_addition(6)(small))
+      num_heads 4 → 6; num_kv_heads 2 → 3
+      >>> print(growth.head_addition(6, 2)(small))
+      num_heads 4 → 6
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.2.
+      Groups of heads: Ainslie et al., arXiv 2305.13245, section 2.2.
     """
 
     num_heads: int | tuple[int, ...]
@@ -101,6 +147,18 @@ class heads_expansion(Transformation):
     Attributes:
       v_dim: the new width of a head's values, or one for each of `layers`.
       layers: the layers that grow; None for all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.heads_expansion(6)(small))
+      v_dim 4 → 6
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.3.
     """
 
     v_dim: int | tuple[int, ...]
@@ -122,6 +180,19 @@ class attention_expansion(Transformation):
     Attributes:
       qk_dim: the new width of a head's queries and keys, or one for each of `layers`.
       layers: the layers that grow; None for all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.attention_expansion(8)(small))
+      qk_dim 4 → 8; rope_theta 10000.0 → 100000000.0
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.4.
+      Rotary positions: Su et al., arXiv 2104.09864, equation 15.
     """
 
     qk_dim: int | tuple[int, ...]
@@ -142,6 +213,18 @@ class hidden_dimension_expansion(Transformation):
 
     Attributes:
       embed_dim: the new width.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.hidden_dimension_expansion(16)(small))
+      embed_dim 8 → 16; norm_eps 1e-05 → 5e-06
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.5.
     """
 
     embed_dim: int
@@ -165,6 +248,20 @@ class layer_addition(Transformation):
       count: how many layers are inserted.
       position: the index that the first of them gets, from 0 (below all) to the number of layers
         (above all). None means above all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.layer_addition(1)(small))
+      num_layers 2 → 3; new layers at 2
+      >>> print(growth.layer_addition(2, position=0)(small))
+      num_layers 2 → 4; new layers at 0, 1
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definition 3.6.
     """
 
     count: int
@@ -199,6 +296,20 @@ def compose(*steps: Transformation) -> Transformation:
 
     Each acts on the architecture that the steps before it lead to: indices of layers count layers
     that an earlier step has inserted.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> step = growth.compose(growth.layer_addition(1), growth.mlp_expansion(32, layers=(2,)))
+      >>> print(step(small))
+      num_layers 2 → 3; mlp_dim 16 → (16, 16, 32); new layers at 2
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      There the transformations are composed.
     """
     return _Composition(tuple(steps))
 
@@ -214,6 +325,22 @@ class grow_to(Transformation):
       num_layers: the new number of layers.
       position: where the new layers go: one index for all of them, or an index for each, counted in
         the old layers, as for `layer_addition`. None spreads them evenly.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> print(growth.grow_to(embed_dim=16, num_layers=3)(small))
+      embed_dim 8 → 16; num_layers 2 → 3; norm_eps 1e-05 → 5e-06; new layers at 2
+      >>> growth.grow_to(num_heads=3, mlp_dim=8)(small)
+      Traceback (most recent call last):
+          ...
+      growth...GrowthError: mlp_dim is 16 in layer 0 and cannot shrink to 8
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, definitions 3.1 to 3.6.
     """
 
     embed_dim: int | None = None

@@ -59,6 +59,16 @@ class Checkpoints:
 
     Raises:
       CheckpointError: `keep_last` is less than 1.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> from growth import training
+      >>> with training.Checkpoints(Path("runs/small/checkpoints")) as checkpoints:
+      ...     print(checkpoints.steps())
+      (2, 3, 4)
+
+    References:
+      The documentation of Orbax on `Checkpointer`.
     """
 
     def __init__(

@@ -43,6 +43,19 @@ def generate(
 
     Raises:
       InputError: an argument is out of range; the message names it. Or the model sees images.
+
+    Examples:
+      >>> from growth import training
+      >>> from growth.training.data.tokenizers import ByteTokenizer
+      >>> model, params, _ = training.load_model("runs/small")
+      >>> text = training.generate(
+      ...     model, params, ByteTokenizer(), "Die", num_tokens=4, temperature=0
+      ... )
+      >>> len(text) <= 4
+      True
+
+    References:
+      Drawing among the likeliest: Fan, Lewis and Dauphin, arXiv 1805.04833, section 5.
     """
     if model.architecture.patches is not None:
         raise InputError(f"prompt is {prompt!r}, but the model sees images, and continues no text")

@@ -35,6 +35,21 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Path:
       PreservationError, CertificateError: a growth changed the function, or its certificate failed.
         The report is written, and the same call goes on from the checkpoint before the growth.
       DivergedError: a loss or its gradient is not finite.
+
+    Examples:
+      >>> from growth import training
+      >>> config = training.defaults(
+      ...     vocab_size=256, max_length=16, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
+      ... )
+      >>> config.data.files, config.num_steps, config.batch_size = "text/*.txt", 4, 8
+      >>> training.train(training.parse(config), "runs/new").name
+      starts: 4.76k parameters, ...
+      'report.html'
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      How a loop reads: nanodo, https://github.com/google-deepmind/nanodo.
     """
     workdir = Path(workdir)
     with open_run(config, workdir) as (run, first, state):

@@ -49,6 +49,25 @@ class Stage:
       moments: how second moments of new entries began: "zeros", "mean" or "probe", as for
         `growth.expand_optimizer_state`; or "age": at zero, corrected by their own age.
       rewarming: how the learning rate rises after growth; None: not at all.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> from growth.training import stages
+      >>> first, second = stages(small, (dict(step=100, mlp_dim=32, init="copy"),), num_steps=300)
+      >>> first.num_steps, second.num_steps
+      (100, 200)
+      >>> print(second.plan)
+      mlp_dim 16 → 32
+      >>> second.rewarming.steps
+      50
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      docs/moments.md, for how the learning rate rises.
     """
 
     index: int
@@ -81,6 +100,25 @@ def stages(
 
     Raises:
       ScheduleError: a growth step is out of order, changes nothing, or is impossible.
+
+    Examples:
+      >>> import growth
+      >>> small = growth.Architecture.llama(
+      ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
+      ... )
+      >>> from growth.training import stages
+      >>> first, second = stages(small, (dict(step=100, mlp_dim=32, init="copy"),), num_steps=300)
+      >>> second.architecture.mlp_dim
+      32
+      >>> stages(small, (dict(step=100, mlp_dims=32),), num_steps=300)
+      Traceback (most recent call last):
+          ...
+      growth...ScheduleError: growth[0] ...: 'mlp_dims' is ...; did you mean mlp_dim?
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      docs/moments.md, for how the learning rate rises.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ScheduleError(f"num_steps is {num_steps!r}, but at least 1 step must be trained")

@@ -29,6 +29,14 @@ def load_architecture(source: str | os.PathLike) -> Architecture:
     Raises:
       InputError: there is no `config.json`.
       FamilyError: the family is not known, or its config says what growth does not know.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> print(huggingface.load_architecture("checkpoint"))
+      1 layers × [2 heads, qk 4, v 4, mlp 16], embed 8, vocab 256, length 16, rmsnorm, rope, silu
+
+    References:
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     config = read_json(Path(source), CONFIG)
     return read_config(config, family_of(config))
@@ -49,6 +57,15 @@ def load(
     Raises:
       FamilyError: the reference model does not compute what this model does.
       InputError: the checkpoint is broken; see `open_checkpoint`.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> architecture, params = huggingface.load("checkpoint")
+      >>> params["embed"]["embedding"].shape == (architecture.vocab_size, architecture.embed_dim)
+      True
+
+    References:
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     checkpoint = open_checkpoint(Path(source))
     check_computed_by_reference(checkpoint.limits)

@@ -50,6 +50,16 @@ def save(
         compute what such a model does.
       GrowthError: the family's config cannot say the architecture.
       InputError: `dtype` is not known; or `output` exists, or its disk is full.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> architecture, params = huggingface.load("checkpoint")
+      >>> huggingface.save(architecture, params, "saved", like="checkpoint", dtype="bfloat16")
+      >>> huggingface.load_architecture("saved") == architecture
+      True
+
+    References:
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     output = Path(output).absolute()
     besides, companions = dict(config or {}), []

@@ -43,6 +43,19 @@ def expand_checkpoint(
       InputError: see `plan_expansion`. Or `output` exists, or its disk is full; or `verify` is
         True and cannot be done.
       VerificationError: the larger model does not say the same; nothing is left of it.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> huggingface.expand_checkpoint(
+      ...     "checkpoint", "larger", verify=False, embed_dim=16, num_heads=4
+      ... )
+      >>> print(huggingface.load_architecture("larger"))
+      1 layers × [4 heads, qk 4, v 4, mlp 16], embed 16, vocab 256, length 16, rmsnorm, rope, silu
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     expansion = plan_expansion(source, **options)
     return execute_expansion(expansion, output, verify=verify, progress=progress)
@@ -60,6 +73,18 @@ def execute_expansion(
     Args:
       expansion: the plan.
       output, verify, progress: as for `expand_checkpoint`, and so are what it returns and raises.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> expansion = huggingface.plan_expansion("checkpoint", mlp_dim=24)
+      >>> huggingface.execute_expansion(expansion, "executed", verify=False)
+      >>> huggingface.load_architecture("executed").mlp_dim
+      24
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     output, source = Path(output).absolute(), expansion.source
     if output.resolve().is_relative_to(source.directory.resolve()):

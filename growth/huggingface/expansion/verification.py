@@ -46,6 +46,20 @@ class Verification:
       generated: of how many tokens, chosen greedily after random prompts, how many are the same.
       tokens: how many random tokens were looked at.
       problems: what is not as it must be, in words.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> verified = huggingface.expand_checkpoint(
+      ...     "checkpoint", "verified", verify=True, mlp_dim=24
+      ... )
+      >>> verified.exact < 1e-12, verified.problems
+      (True, ())
+      >>> verified.require()
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      It proves what is measured here.
     """
 
     exact: float

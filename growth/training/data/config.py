@@ -25,6 +25,14 @@ class DataConfig:
 
     Raises:
       DataError: a field is out of range; the message names it.
+
+    Examples:
+      >>> from growth.training import DataConfig
+      >>> DataConfig(files="~/texts/**/*.txt").validation_fraction
+      0.05
+
+    References:
+      The documentation of `glob` for patterns, and that of tokenizers for tokenizer.json.
     """
 
     files: str = ""

@@ -51,6 +51,15 @@ def read_metrics(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
 
     Raises:
       MetricsError: a line before the last one is not a record; the message names it.
+
+    Examples:
+      >>> from growth import training
+      >>> records = training.read_metrics("runs/small/metrics.jsonl")
+      >>> [record["step"] for record in records if record["kind"] == "eval"]
+      [2, 4]
+
+    References:
+      https://jsonlines.org, for the format.
     """
     return tuple(record for _, record in _read_lines(Path(path)))
 

@@ -57,6 +57,16 @@ def write_report(
 
     Raises:
       ValueError: there are no stages.
+
+    Examples:
+      >>> from growth import training
+      >>> _, _, config = training.load_model("runs/small")
+      >>> records = training.read_metrics("runs/small/metrics.jsonl")
+      >>> training.write_report("report", title="Small", stages=config.stages, records=records).name
+      'report.html'
+
+    References:
+      The documentation of matplotlib, which draws its figures.
     """
     if not stages:
         raise ValueError("stages is empty, but a run has at least one stage")

@@ -25,6 +25,18 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
 
     Raises:
       MeshError: the mesh does not divide the batch.
+
+    Examples:
+      >>> import io, rich.console
+      >>> from growth import training
+      >>> _, _, config = training.load_model("runs/small")
+      >>> page = io.StringIO()
+      >>> training.dry_run(config, rich.console.Console(file=page, width=100))
+      >>> "FLOPs/token" in page.getvalue()
+      True
+
+    References:
+      FLOPs: Kaplan et al., arXiv 2001.08361, section 2.1, with the attention of every layer added.
     """
     console = console or Console()
     stages = config.stages
