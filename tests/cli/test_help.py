@@ -12,8 +12,7 @@ from growth.architecture import Architecture
 from growth.cli import config_files, config_help
 from growth.cli.flags import Sizes
 from growth.cli.main import COMMANDS, main
-from growth.training.config import MeshConfig, OptimizerConfig, SamplesConfig, TrainConfig
-from growth.training.data.config import DataConfig
+from growth.training import DataConfig, MeshConfig, OptimizerConfig, SamplesConfig, TrainConfig
 
 SECTIONS = {
     "": TrainConfig,
