@@ -33,9 +33,9 @@ from growth.training.run.run import relative_difference
 from growth.training.schedule import MOMENTS, Stage, stages, training_flops
 from growth.types import Inputs, Params
 
-_CONFIG = '''"""What growth.cli.expand made of {source}, at step {step}.
+_CONFIG = '''"""What `growth expand` made of {source}, at step {step}.
 
-    python -m growth.cli.train --config={output}/config.py --workdir={output}
+    growth train --config={output}/config.py --workdir={output}
 """
 
 from ml_collections import ConfigDict

@@ -70,9 +70,7 @@ def test_a_checkpoint_is_trained_on_grown_and_exported(source, files, tmp_path):
     assert losses[-1] < losses[0]
 
     output = tmp_path / "exported"
-    process = runs.start(
-        "growth.cli.export", f"--workdir={workdir}", f"--output={output}", f"--like={source}"
-    )
+    process = runs.start("export", f"--workdir={workdir}", f"--output={output}", f"--like={source}")
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     model = transformers.AutoModelForCausalLM.from_pretrained(output).eval()
@@ -107,21 +105,19 @@ def test_another_architecture_is_refused(source, files, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("", "error: give the checkpoint: --config=configs/continue_from_huggingface.py:DIR"),
+        ("", "error: give the checkpoint: --config=continue_from_huggingface:DIR"),
         (":nowhere", "error: nowhere is no checkpoint: it has no config.json"),
     ],
 )
 def test_a_config_without_a_checkpoint_is_one_clear_error(argument, message, tmp_path):
     config = f"--config={runs.ROOT}/configs/continue_from_huggingface.py{argument}"
-    process = runs.start("growth.cli.train", config, f"--workdir={tmp_path}/run")
+    process = runs.start("train", config, f"--workdir={tmp_path}/run")
     text, _ = process.communicate(timeout=120)
     assert (process.returncode, text) == (2, message + "\n")
 
 
-def test_expand_shows_what_would_be_and_writes_nothing(source, tmp_path):
-    process = runs.start(
-        "growth.cli.expand", f"--source={source}", "--plan_only", "--mlp_dim=48", "--num_layers=3"
-    )
+def test_plan_shows_what_would_be_and_writes_nothing(source, tmp_path):
+    process = runs.start("plan", f"--source={source}", "--mlp_dim=48", "--num_layers=3")
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     for said in ("mlp_dim", "24", "48", "new layers at 2", "parameters", "nothing is written"):
@@ -132,7 +128,7 @@ def test_expand_shows_what_would_be_and_writes_nothing(source, tmp_path):
 def test_expand_verifies_and_says_what_it_wrote(source, tmp_path):
     output = tmp_path / "grown"
     sizes = ["--embed_dim=24", "--num_heads=6", "--num_layers=3", "--layer_positions=0"]
-    process = runs.start("growth.cli.expand", f"--source={source}", f"--output={output}", *sizes)
+    process = runs.start("expand", f"--source={source}", f"--output={output}", *sizes)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert "same greedy continuation   64 of 64 tokens" in text
@@ -143,13 +139,16 @@ def test_expand_verifies_and_says_what_it_wrote(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mlp_dim=48"], "error: output is needed, unless with --plan_only\n"),
+        (
+            ["--mlp_dim=48"],
+            "error: growth expand needs --output: the directory to write; it must not exist.\n",
+        ),
         (["--mlp_dim=2", "--output=x"], "error: mlp_dim is 24 in layer 0 and cannot shrink to 2\n"),
-        (["--layer_positions=a", "--output=x"], "error: layer_positions is ['a'], but it must be"),
+        (["--layer_positions=a", "--output=x"], "error: layer_positions is 'a', but it must be"),
     ],
 )
 def test_expand_refuses_with_one_line(source, arguments, message):
-    process = runs.start("growth.cli.expand", f"--source={source}", *arguments)
+    process = runs.start("expand", f"--source={source}", *arguments)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert text.startswith(message)
