@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from growth.training.checkpoints import CheckpointError as CheckpointError
     from growth.training.checkpoints import Checkpoints as Checkpoints
-    from growth.training.config import ConfigError as ConfigError
-    from growth.training.config import MeshConfig as MeshConfig
-    from growth.training.config import OptimizerConfig as OptimizerConfig
-    from growth.training.config import SamplesConfig as SamplesConfig
     from growth.training.config import TrainConfig as TrainConfig
     from growth.training.config import defaults as defaults
     from growth.training.config import parse as parse
+    from growth.training.config_sections import ConfigError as ConfigError
+    from growth.training.config_sections import MeshConfig as MeshConfig
+    from growth.training.config_sections import OptimizerConfig as OptimizerConfig
+    from growth.training.config_sections import SamplesConfig as SamplesConfig
     from growth.training.data.config import DataConfig as DataConfig
     from growth.training.data.config import DataError as DataError
     from growth.training.generation import generate as generate
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 _HOMES: dict[str, str] = {
     "CheckpointError": "checkpoints",
     "Checkpoints": "checkpoints",
-    "ConfigError": "config",
+    "ConfigError": "config_sections",
     "DataConfig": "data.config",
     "DataError": "data.config",
     "DivergedError": "run.stopping",
-    "MeshConfig": "config",
+    "MeshConfig": "config_sections",
     "MeshError": "mesh",
     "MetricsError": "report.metrics",
-    "OptimizerConfig": "config",
+    "OptimizerConfig": "config_sections",
     "PreservationError": "growth_step",
-    "SamplesConfig": "config",
+    "SamplesConfig": "config_sections",
     "ScheduleError": "schedule",
     "Stage": "schedule",
     "TrainConfig": "config",
@@ -73,6 +73,7 @@ _HOMES: dict[str, str] = {
 _MODULES = (
     "checkpoints",
     "config",
+    "config_sections",
     "data",
     "formatting",
     "generation",

@@ -14,91 +14,15 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
-from growth.errors import InputError
+from growth.training.config_sections import (
+    ConfigError,
+    MeshConfig,
+    OptimizerConfig,
+    SamplesConfig,
+    check_field,
+)
 from growth.training.data.config import DataConfig
 from growth.training.schedule import Stage, stages, training_flops
-
-
-class ConfigError(InputError):
-    """A config is wrong; the message names the field, what it is and what it may be."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW behind clipping by global norm, with a warm-up, stable, decay learning rate.
-
-    The learning rate is laid out over training FLOPs, not steps, so that stages of different cost
-    share one schedule fairly.
-
-    Attributes:
-      learning_rate: the peak.
-      warmup: share of the run's FLOPs over which the rate rises from 0 to the peak.
-      decay: share of the run's FLOPs, at the end, over which it falls to `final_learning_rate`.
-      final_learning_rate: share of the peak that is left at the end.
-      b1, b2, eps: Adam's.
-      weight_decay: decoupled; not on gains, biases and embeddings.
-      clip_norm: greatest global norm of a gradient.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: float = 0.02
-    decay: float = 0.2
-    final_learning_rate: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "eps", "clip_norm"):
-            _check(self, name, getattr(self, name) > 0, "a positive number")
-        for name in ("warmup", "decay", "final_learning_rate", "b1", "b2"):
-            _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
-        _check(self, "weight_decay", self.weight_decay >= 0, "at least 0")
-        _check(self, "decay", self.warmup + self.decay <= 1, "at most 1 together with warmup")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh's axes; one of them may be −1, which is all the devices that are left.
-
-    Attributes:
-      data: copies of the model, each with a share of the batch.
-      fsdp: parts of every parameter, along its embed axis; the batch is shared along it too.
-      tensor: parts of heads, MLP units and vocabulary.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("data", "fsdp", "tensor"):
-            size = getattr(self, name)
-            _check(self, name, size == -1 or size >= 1, "at least 1, or -1 for what is left")
-        unknown = [self.data, self.fsdp, self.tensor].count(-1)
-        _check(self, "data", unknown <= 1, "-1 only where fsdp and tensor are not")
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplesConfig:
-    """Texts that the model continues at the end of every stage, for the report.
-
-    Attributes:
-      prompts: what it continues.
-      num_tokens: how far.
-      temperature: 0 takes the likeliest token.
-    """
-
-    prompts: tuple[str, ...] = ()
-    num_tokens: int = 200
-    temperature: float = 0.8
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-        _check(self, "num_tokens", self.num_tokens >= 1, "at least 1")
-        _check(self, "temperature", self.temperature >= 0, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +53,23 @@ class TrainConfig:
       checkpoints_kept: how many of the newest checkpoints are kept.
       log_every: steps between lines of metrics.jsonl.
       wandb_project: a Weights & Biases project to log to as well; "" for none.
+
+    Examples:
+      >>> from growth import training
+      >>> config = training.defaults(
+      ...     vocab_size=256, max_length=16, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
+      ... )
+      >>> config.growth = (dict(step=500, mlp_dim=32),)
+      >>> run = training.parse(config)
+      >>> [stage.architecture.mlp_dim for stage in run.stages]
+      [16, 32]
+      >>> run.tokens_per_step
+      256
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
+      There growth is composed; the rest of a run is in `OptimizerConfig` and its like.
     """
 
     architecture: Architecture
@@ -156,15 +97,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("num_steps", "batch_size", "eval_every", "eval_batches", "checkpoint_every")
         for name in (*positive, "checkpoints_kept", "log_every"):
-            _check(self, name, getattr(self, name) >= 1, "at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("dtype", "param_dtype"):
-            _check(
+            check_field(
                 self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16"
             )
         tolerance = self.growth_tolerance
         is_number = isinstance(tolerance, int | float) and 0 < tolerance < math.inf
         accepted = "a positive number, or None for what growth promises"
-        _check(self, "growth_tolerance", tolerance is None or is_number, accepted)
+        check_field(self, "growth_tolerance", tolerance is None or is_number, accepted)
         self._check_growth_is_in_stable_part()
 
     @property
@@ -209,6 +150,17 @@ def defaults(**architecture: Any) -> ml_collections.ConfigDict:
 
     Args:
       **architecture: the fields of the architecture to start with.
+
+    Examples:
+      >>> from growth import training
+      >>> config = training.defaults(
+      ...     vocab_size=256, max_length=16, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
+      ... )
+      >>> config.num_steps, config.optimizer.learning_rate
+      (1000, 0.001)
+
+    References:
+      The documentation of ml_collections on `ConfigDict`.
     """
     optional = {
         field.name: field.default
@@ -246,6 +198,22 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
 
     Raises:
       ConfigError, ArchitectureError, ScheduleError, DataError: a field is unknown or wrong.
+
+    Examples:
+      >>> from growth import training
+      >>> config = training.defaults(
+      ...     vocab_size=256, max_length=16, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
+      ... )
+      >>> config.num_steps = 10
+      >>> training.parse(config).num_steps
+      10
+      >>> training.parse({**config.to_dict(), "num_step": 10})
+      Traceback (most recent call last):
+          ...
+      growth...ConfigError: unknown field num_step; did you mean num_steps?
+
+    References:
+      The documentation of ml_collections on `ConfigDict`.
     """
     fields = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     if "architecture" not in fields:
@@ -272,10 +240,3 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
             hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"unknown field {where}{name}; {hint}")
     return kind(**values)
-
-
-def _check(config: Any, name: str, holds: bool, accepted: str) -> None:
-    if not holds:
-        kind = type(config).__name__.removesuffix("Config").lower()
-        where = "" if kind == "train" else f"{kind}."
-        raise ConfigError(f"{where}{name} is {getattr(config, name)!r}, but it must be {accepted}")

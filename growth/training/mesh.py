@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.models import logical_axes
-from growth.training.config import MeshConfig
+from growth.training.config_sections import MeshConfig
 from growth.types import OptState, Params
 
 MESH_AXES = ("data", "fsdp", "tensor")

@@ -81,7 +81,16 @@ class RunExpansion:
 
 
 def is_run(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory is that of a run."""
+    """Whether a directory is that of a run.
+
+    Examples:
+      >>> from growth import training
+      >>> training.is_run("runs/small"), training.is_run("checkpoint")
+      (True, False)
+
+    References:
+      The documentation of Orbax on the layout of its directories.
+    """
     return (Path(directory) / "checkpoints").is_dir()
 
 
@@ -108,6 +117,15 @@ def plan_run(
       CheckpointError: there is no such checkpoint.
       InputError: there is no exact way; or what is chosen needs a batch; or the checkpoint has just
         grown; or it is where the learning rate is not stable.
+
+    Examples:
+      >>> from growth import training
+      >>> print(training.plan_run("runs/small", dict(mlp_dim=32), step=3).plan)
+      mlp_dim 24 → 32
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
     """
     source = Path(source)
     with Checkpoints(source / "checkpoints") as checkpoints:
@@ -157,6 +175,18 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike[str], *, seed:
     Raises:
       InputError: `output` exists, or its disk is full. Nothing is left.
       PreservationError: the function changed by more than is accepted. Nothing is written.
+
+    Examples:
+      >>> from growth import training
+      >>> expansion = training.plan_run("runs/small", dict(mlp_dim=32), step=3)
+      >>> training.expand_run(expansion, "runs/larger") < 1e-5
+      True
+      >>> training.load_model("runs/larger")[0].architecture.mlp_dim
+      32
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
     """
     config, stage, plan = expansion.config, expansion.stage, expansion.plan
     output = Path(output).absolute()

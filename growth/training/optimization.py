@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from growth.optimizer.post_growth import Event, correct_by_age, rewarm
-from growth.training.config import OptimizerConfig, TrainConfig
+from growth.training.config import TrainConfig
+from growth.training.config_sections import OptimizerConfig
 from growth.training.schedule import Stage, training_flops
 from growth.types import Params, ParamsLike
 

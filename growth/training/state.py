@@ -13,7 +13,8 @@ from growth import huggingface, models
 from growth.architecture import Architecture
 from growth.models import Model, initial_parameters
 from growth.training import mesh as meshes
-from growth.training.config import ConfigError, TrainConfig
+from growth.training.config import TrainConfig
+from growth.training.config_sections import ConfigError
 from growth.types import OptState, Params
 
 

@@ -10,15 +10,12 @@ from ml_collections import config_flags
 
 from growth.architecture import Architecture, ArchitectureError
 from growth.errors import InputError
-from growth.training.config import (
+from growth.training.config import TrainConfig, changeable, defaults, parse
+from growth.training.config_sections import (
     ConfigError,
     MeshConfig,
     OptimizerConfig,
     SamplesConfig,
-    TrainConfig,
-    changeable,
-    defaults,
-    parse,
 )
 from growth.training.data.config import DataConfig, DataError
 from growth.training.schedule import ScheduleError

@@ -10,7 +10,8 @@ import transformers
 from ml_collections import ConfigDict
 
 from growth import huggingface
-from growth.training.config import ConfigError, parse
+from growth.training.config import parse
+from growth.training.config_sections import ConfigError
 from growth.training.loop import train
 from growth.training.report.metrics import read_metrics
 from growth.training.run.restore import load_model

@@ -12,7 +12,8 @@ from growth.architecture.presets import VIT
 from growth.cli import errors
 from growth.errors import InputError
 from growth.models import VisionTransformer
-from growth.training.config import ConfigError, defaults, parse
+from growth.training.config import defaults, parse
+from growth.training.config_sections import ConfigError
 from growth.training.data.batches import Batch, train_iterator
 from growth.training.data.config import DataConfig, DataError
 from growth.training.data.dataset import load_dataset

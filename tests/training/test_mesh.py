@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from growth.architecture import Architecture
 from growth.training import mesh as meshes
-from growth.training.config import MeshConfig
+from growth.training.config_sections import MeshConfig
 from growth.training.mesh import MeshError
 from growth.training.optimization import decayed
 from growth.training.state import abstract_state, init_state, restorable_state, state_partitions

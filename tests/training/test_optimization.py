@@ -7,7 +7,8 @@ import pytest
 
 from growth.architecture import Architecture
 from growth.models import initial_parameters
-from growth.training.config import OptimizerConfig, TrainConfig
+from growth.training.config import TrainConfig
+from growth.training.config_sections import OptimizerConfig
 from growth.training.optimization import (
     decayed,
     flops_at,

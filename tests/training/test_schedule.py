@@ -94,7 +94,7 @@ def test_a_schedule_may_come_from_json():
         ),
         (
             [dict(step=3, vocab_size=32)],
-            r"'vocab_size' is nothing that a growth step has; it may have step, free, moments, ",
+            r"'vocab_size' is nothing that a growth step has; it may have step, init, moments, ",
         ),
         ([dict(step=3, embed_dim=12, init="zeros")], r"growth\[0\].* zeros are refused"),
         ([dict(step=3, embed_dim=12, init={"mlp": "copy"})], r"growth\[0\].* init names 'mlp'"),

@@ -19,7 +19,8 @@ from growth.files import write_atomically
 from growth.models import Model
 from growth.training import mesh as meshes
 from growth.training.checkpoints import Checkpoints, Place
-from growth.training.config import ConfigError, MeshConfig, TrainConfig, parse
+from growth.training.config import TrainConfig, parse
+from growth.training.config_sections import ConfigError, MeshConfig
 from growth.training.data.batches import Batch, Examples, eval_batches, train_iterator
 from growth.training.data.dataset import Dataset, load_dataset
 from growth.training.formatting import format_count
@@ -72,6 +73,18 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
 
     Raises:
       ConfigError, DataError, MeshError, CheckpointError: the run cannot start.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> from growth import training
+      >>> _, _, config = training.load_model("runs/small")
+      >>> with training.open_run(config, Path("runs/small")) as (run, stage, state):
+      ...     print(stage.index, int(state.step))
+      resumes after step 4: ...
+      1 4
+
+    References:
+      The documentation of Orbax on checkpoints, and that of Grain on iterators that are saved.
     """
     stages = config.stages
     mesh = meshes.make_mesh(config.mesh, config.batch_size)
@@ -191,6 +204,15 @@ def load_model(
 
     Raises:
       CheckpointError: there is no such checkpoint.
+
+    Examples:
+      >>> from growth import training
+      >>> model, params, config = training.load_model("runs/small")
+      >>> model.architecture.mlp_dim, config.num_steps
+      (24, 4)
+
+    References:
+      The documentation of Orbax on checkpoints.
     """
     with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
         step = checkpoints.newest_step() if step is None else step
