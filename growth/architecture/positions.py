@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from growth.errors import InputError
+from growth.architecture.validation import ArchitectureError, choice, positive_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,17 @@ class RopeScaling:
       low_freq_factor, high_freq_factor, original_length: for "llama3".
 
     Raises:
-      InputError: a field is out of range; the message names it.
+      ArchitectureError: a field is out of range; the message names it.
+
+    Examples:
+      >>> import numpy as np
+      >>> from growth.architecture import RopeScaling
+      >>> RopeScaling("linear", factor=4.0)(np.array([1.0, 0.1])).tolist()
+      [0.25, 0.025]
+
+    References:
+      Rotary positions: Su et al., arXiv 2104.09864, section 3.2. Linear scaling: Chen et al.,
+      arXiv 2306.15595, equation 4.
     """
 
     kind: str
@@ -32,18 +42,21 @@ class RopeScaling:
     original_length: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise InputError(f"rope_scaling.kind is {self.kind!r}, not 'linear' or 'llama3'")
-        if not self.factor >= 1:
-            raise InputError(f"rope_scaling.factor is {self.factor!r}, but it must be at least 1")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise InputError(
+        choice("rope_scaling.kind", self.kind, ("linear", "llama3"))
+        for field in dataclasses.fields(self)[1:]:
+            positive_number(f"rope_scaling.{field.name}", getattr(self, field.name))
+        if self.factor < 1:
+            raise ArchitectureError(
+                f"rope_scaling.factor is {self.factor!r}, but it must be at least 1"
+            )
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ArchitectureError(
                 f"rope_scaling.low_freq_factor is {self.low_freq_factor!r}, but it must be between "
                 f"0 and high_freq_factor, {self.high_freq_factor!r}"
             )
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """The frequencies, stretched."""
+        """The frequencies [width/2], stretched."""
         if self.kind == "linear":
             return frequencies / self.factor
         turns = self.original_length * frequencies / (2 * math.pi)  # in the original length
@@ -53,13 +66,13 @@ class RopeScaling:
 
 
 def rotary_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """The frequencies θ^(-2i/width) of `width // 2` pairs of columns, float64."""
+    """The frequencies θ^(-2i/width) of pairs of columns: [width/2], float64."""
     frequencies = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     return frequencies if scaling is None else scaling(frequencies)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """ALiBi's slope of every head, float64 (Press et al., arXiv 2108.12409, section 3).
+    """ALiBi's slopes [num_heads], float64 (Press et al., arXiv 2108.12409, section 3).
 
     For 2^n heads they are 2^(-8i/2^n), i from 1. Other numbers of heads take the slopes of the
     power of two below, and then every other one of those of the power of two above.

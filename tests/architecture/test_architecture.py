@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from growth import Architecture, ArchitectureError
-from growth.architecture import LAYER_FIELDS, LayerShape
+from growth.architecture import LAYER_FIELDS, LayerShape, RopeScaling
+from growth.architecture.cost import Experts, ExtraParts
 from growth.architecture.validation import BIASES
 
 SIZES = dict(vocab_size=11, max_length=8, embed_dim=12, num_layers=3, num_heads=4, mlp_dim=7)
@@ -177,6 +178,24 @@ REFUSED = [
 def test_a_field_out_of_range_is_refused_by_name(fields, message):
     with pytest.raises(ArchitectureError, match=message):
         Architecture.gpt2(**SIZES | fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RopeScaling("yarn", 2.0), "rope_scaling.kind is 'yarn', but it must be one of"),
+        (lambda: RopeScaling("linear", 0.5), "rope_scaling.factor is 0.5, but it must be at least"),
+        (lambda: RopeScaling("linear", "8"), "rope_scaling.factor is '8', but it must be a positi"),
+        (lambda: RopeScaling("llama3", 8.0, 4.0, 4.0), "low_freq_factor is 4.0, but it must be be"),
+        (lambda: RopeScaling("llama3", 8.0, original_length=0), "original_length is 0, but it mus"),
+        (lambda: Experts(0, 1), "experts.number is 0, but it must be a whole number of at least 1"),
+        (lambda: Experts(2, 3), "experts.per_token is 3, but it must be at most experts.number, 2"),
+        (lambda: ExtraParts(word_dim=-1), "word_dim is -1, but it must be a whole number"),
+    ],
+)
+def test_parts_of_an_architecture_that_are_out_of_range_are_refused_by_name(make, message):
+    with pytest.raises(ArchitectureError, match=message):
+        make()
 
 
 def test_every_field_that_a_layer_has_of_its_own_may_differ_from_layer_to_layer():

@@ -1,19 +1,23 @@
 """The reference model: against a plain numpy transformer, and property by property."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from growth import Architecture
+from growth.architecture.cost import forward_flops_per_token
 from growth.architecture.positions import rotary_frequencies
 from growth.architecture.validation import BIASES
 from growth.blueprints import pytrees
-from growth.models import Transformer, initial_parameters, logical_axes
-from growth.models.attention import attend, rotate
-from growth.rules.roles import AXES
+from growth.models import Transformer, initial_parameters, logical_axes, make_model
+from growth.models.dot_product_attention import attend, rotate
+from growth.rules.axes import AXES
 from tests.helpers import networks
 from tests.helpers.networks import ARCHITECTURES, TOKENS, difference, logits, random_parameters
 from tests.helpers.numpy_transformer import reference_logits
@@ -191,3 +195,30 @@ def test_shorter_sequences_are_taken_and_longer_ones_refused():
     np.testing.assert_allclose(part, whole[:, :3], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="inputs are 9 long, but max_length is 8"):
         logits(architecture, parameters, np.zeros((1, 9), int))
+
+
+def multiply_adds(jaxpr):
+    """The multiply-adds of all products of matrices in a program, loops as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _), (left, _) = equation.params["dimension_numbers"], equation.invars
+            summed = [left.aval.shape[axis] for axis in contracted]
+            total += math.prod(summed) * equation.outvars[0].aval.size
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(map(multiply_adds, jaxprs_in_params(equation.params)))
+    return total
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_flops_are_those_of_the_products_of_the_program(name):
+    architecture = VARIANTS[name]
+    params, _ = networks.abstract_parameters(architecture)
+    inputs = jnp.asarray(networks.inputs(architecture))[:1]
+    if architecture.patches is None:
+        inputs = jnp.zeros((1, architecture.max_length), int)
+    program = jax.make_jaxpr(make_model(architecture).apply)({"params": params}, inputs)
+    length = architecture.max_length
+    flops = 2 * multiply_adds(program.jaxpr)
+    assert flops == pytest.approx(length * forward_flops_per_token(architecture), rel=1e-12)
+    assert architecture.training_flops_per_token() * length == pytest.approx(3 * flops, rel=1e-12)
