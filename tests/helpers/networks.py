@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,11 +241,9 @@ def forget_programs(every):
 
 
 def assert_same_trees(one, other):
-    """Equal structure, dtypes and values, to the last bit."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    """Equal structure, shapes, dtypes and values."""
+    chex.assert_trees_all_equal_dtypes(one, other)  # the next takes bfloat16 for float32
+    chex.assert_trees_all_equal(one, other, strict=True)
 
 
 def by_layer(tree, architecture):
@@ -300,6 +299,33 @@ def old_places(name, old_shape, new_shape, rotary):
             place[old // 2 :] += (new - old) // 2
         places.append(place)
     return np.ix_(*places)
+
+
+def old_entries(old, new, plan):
+    """For each array of each layer of the source its entries, and what has become of them.
+
+    Args:
+      old: a tree shaped like the parameters of the source.
+      new: one shaped like those of the target.
+
+    Yields:
+      The layer, the name of the array in it, its entries, and the same entries of `new`.
+    """
+    new = by_layer(new, plan.target)
+    for (layer, name), array in by_layer(old, plan.source).items():
+        target = new[None if layer is None else plan.layer_sources.index(layer), name]
+        places = old_places(name, array.shape, target.shape, plan.source.position == "rope")
+        yield layer, name, np.asarray(array), np.asarray(target)[places]
+
+
+def growth_factor(name, layer, plan):
+    """What growth multiplies a parameter by (Gesmundo & Maile, definitions 3.4 and 3.5)."""
+    if name.endswith("norm/scale"):
+        return (plan.source.embed_dim / plan.target.embed_dim) ** 0.5
+    if name.startswith("attention/key/"):
+        target = plan.target.layers[plan.layer_sources.index(layer)]
+        return (target.qk_dim / plan.source.layers[layer].qk_dim) ** 0.5
+    return 1.0
 
 
 def with_dtype(tree, dtype):

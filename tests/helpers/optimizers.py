@@ -189,6 +189,7 @@ ARGUMENTS = {
     "scale_by_schedule": (optax.constant_schedule(1e-3),),
     "scale_by_zoom_linesearch": (5,),
     "trace": (0.9,),
+    "noisy_sgd": (1e-3, 0.01, 0.55, 0),
     "snapshot": ("norm", optax.tree.norm),
     "stateless": (lambda updates, params: updates,),
     "stateless_with_tree_map": (lambda update, param: update,),

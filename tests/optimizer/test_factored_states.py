@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,93 +14,97 @@ from growth.optimizer.scaling_exponents import agreed_exponent, measured_exponen
 from tests.helpers import networks, optimizers
 from tests.helpers.moments import (
     EXACT,
+    STEPS,
     accumulated,
     by_parameter,
     expanded,
     gradients,
     grown_parameters,
     parameters,
+    plan_of,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def estimates(param, row, column):
-    """Adafactor's estimate of every entry."""
-    d1, d0 = (int(axis) for axis in np.argsort(param.shape)[-2:])
-    mean = row.mean(axis=d1 - 1 if d1 > d0 else d1, keepdims=True)
-    return np.expand_dims(row / np.where(mean == 0, 1, mean), d0) * np.expand_dims(column, d1)
+def estimates(tx, state, params):
+    """What the optimizer divides a gradient of each entry by, squared."""
+    some = 1e-150  # its square is nothing beside any statistic
+    updates, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, some), params), state, params)
+    return jax.tree.map(lambda update: jnp.square(some / update), updates)
+
+
+def statistics(tx, squares, params):
+    """The state that the optimizer makes of gradients with these squares, the first it sees."""
+    return tx.update(jax.tree.map(jnp.sqrt, squares), tx.init(params), params)[1]
+
+
+def squares_grown(squares):
+    """Squares of gradients as they grow where there is one for each entry: new ones are zero."""
+    return expanded(optax.scale_by_rms(), optax.ScaleByRmsState(squares), "paper").nu
+
+
+def assert_old_entries_are_kept(before, after, exponent):
+    """Moments of old entries are those of gradients over the factors of their parameters."""
+    for layer, name, old, new in networks.old_entries(before, after, plan_of("paper")):
+        want = old / networks.growth_factor(name, layer, plan_of("paper")) ** exponent
+        scale = np.abs(want).max()
+        assert scale > 0, name
+        np.testing.assert_allclose(new, want, rtol=0, atol=EXACT * scale, err_msg=name)
+
+
+def factored_rms(threshold, decay):
+    """What adafactor divides by, with statistics that stay as they are (1) or begin anew (0)."""
+    return optax.scale_by_factored_rms(
+        min_dim_size_to_factor=threshold, decay_rate_fn=lambda *_: decay, epsilon=0.0
+    )
 
 
 def test_adafactor_keeps_its_estimate_of_every_old_entry():
-    """Also of arrays that come to be factored, since their dimensions cross the threshold."""
-    tx = optimizers.INEXACT["adafactor"]  # it factors where two dimensions are at least 3
-    state = accumulated(tx, "paper")[0]
-    grown = expanded(tx, accumulated(tx, "paper"), "paper")[0]
-    assert state.count == grown.count
-    whole = jax.tree.map(
-        lambda p, row, column, v: v if v.shape == p.shape else estimates(p, row, column),
-        parameters("paper"),
-        *(jax.tree.map(np.asarray, tree) for tree in (state.v_row, state.v_col, state.v)),
+    """Of arrays that were factored before: their estimate has rank one, and stays what it was."""
+    tx = optax.adafactor(1e-3, min_dim_size_to_factor=3)
+    state = accumulated(tx, "paper")
+    grown = expanded(tx, state, "paper")[0]
+    assert grown.count == state[0].count == STEPS
+    reads = factored_rms(3, decay=1.0)
+    assert_old_entries_are_kept(
+        estimates(reads, state[0], parameters("paper")),
+        estimates(reads, grown, grown_parameters("paper")),
+        exponent=2,
     )
-    wanted = expanded(optax.scale_by_rms(), optax.ScaleByRmsState(whole), "paper").nu
-    factored = 0
-    for (path, want, place, _), param, row, column, v in zip(
-        by_parameter(wanted, "paper"),
-        *map(jax.tree.leaves, (grown_parameters("paper"), grown.v_row, grown.v_col, grown.v)),
-        strict=True,
-    ):
-        if v.shape == param.shape:
-            have = np.asarray(v)
-        else:
-            factored += 1
-            have = estimates(param, np.asarray(row), np.asarray(column))
-        scale = np.abs(np.asarray(want)).max()
-        # Of an array that was factored before, an estimate has rank one, and stays what it was.
-        assert np.abs(have - np.asarray(want))[place].max() <= EXACT * scale, path
-    assert factored > 8
 
 
-@pytest.mark.parametrize("threshold", [7, 9, 10])
-def test_adafactor_changes_its_form_where_a_dimension_crosses_the_threshold(threshold):
+@pytest.mark.parametrize(
+    ("threshold", "factored"), [(3, (9, 15)), (7, (0, 11)), (9, (0, 6)), (10, (0, 4))]
+)
+def test_adafactor_has_the_sums_of_its_estimates_where_sizes_cross_the_threshold(
+    threshold, factored
+):
+    """Whatever the form was and is, statistics are those that optax makes of the estimates."""
     tx = optax.scale_by_factored_rms(min_dim_size_to_factor=threshold)
     state = accumulated(tx, "paper")
     grown = expanded(tx, state, "paper")
-    forms = [sum(v.size == 1 for v in jax.tree.leaves(s.v)) for s in (state, grown)]
-    assert forms[0] < forms[1]
-    # Sums over an array that was whole are those of its entries.
-
-    def kernel(tree):
-        return np.asarray(tree["embed"]["embedding"])
-
-    if kernel(state.v).size > 1 and kernel(grown.v).size == 1:
-        np.testing.assert_allclose(kernel(grown.v_row).mean(), kernel(state.v).sum() / 110)
+    assert factored == tuple(sum(v.size == 1 for v in jax.tree.leaves(s.v)) for s in (state, grown))
+    before = estimates(factored_rms(threshold, decay=1.0), state, parameters("paper"))
+    begun = factored_rms(threshold, decay=0.0)
+    whole = squares_grown(before)
+    assert_old_entries_are_kept(before, whole, exponent=2)
+    want = statistics(begun, whole, grown_parameters("paper"))
+    chex.assert_trees_all_close(grown._replace(count=want.count), want, rtol=EXACT)
 
 
 def test_sm3_keeps_its_estimate_of_every_old_entry():
     tx = optimizers.INEXACT["sm3"]
-    state = accumulated(tx, "paper")[0]
-    grown = expanded(tx, accumulated(tx, "paper"), "paper")[0]
-
-    def least(param, accumulators):
-        shapes = [
-            [n if a == b else 1 for b, n in enumerate(param.shape)] for a in range(param.ndim)
-        ]
-        return functools.reduce(
-            np.minimum, [np.reshape(x, s) for x, s in zip(accumulators, shapes, strict=True)]
-        )
-
-    def whole(tree, weights):
-        leaves, structure = jax.tree.flatten(weights)
-        return structure.unflatten(map(least, leaves, structure.flatten_up_to(tree)))
-
-    before, after = whole(state.mu, parameters("paper")), whole(grown.mu, grown_parameters("paper"))
-    wanted = expanded(optax.scale_by_rms(), optax.ScaleByRmsState(before), "paper").nu
-    for (path, want, place, _), have in zip(
-        by_parameter(wanted, "paper"), jax.tree.leaves(after), strict=True
-    ):
-        scale = np.abs(np.asarray(want)).max()
-        assert np.abs(have - np.asarray(want))[place].max() <= EXACT * scale, path
+    state = accumulated(tx, "paper")
+    grown = expanded(tx, state, "paper")[0]
+    sm3 = optax.scale_by_sm3(b1=0.0, eps=0.0)
+    before, after = (
+        estimates(sm3, s._replace(nu=optax.tree.zeros_like(s.nu)), weights)
+        for s, weights in ((state[0], parameters("paper")), (grown, grown_parameters("paper")))
+    )
+    assert_old_entries_are_kept(before, after, exponent=2)
+    want = statistics(sm3, squares_grown(before), grown_parameters("paper"))
+    chex.assert_trees_all_close(grown.mu, want.mu, rtol=EXACT)
 
 
 @pytest.mark.parametrize("optimizer", ["novograd", "layer-wise dog"])
@@ -167,14 +172,9 @@ def test_degrees_of_an_optimizer_that_needs_more_are_those_of_the_table():
     powers = measured_exponents(tx, parameters("paper")).tree
     assert all(np.isnan(power) for power in jax.tree.leaves(powers))
     state = accumulated(tx, "paper", **more)
-    grown = expanded(tx, state, "paper")
-    gains = [
-        s[0].nu["final_norm"]
-        if "final_norm" in s[0].nu
-        else s[0].nu["layers_0"]["mlp_norm"]["scale"][0, :6]
-        for s in (state, grown)
-    ]
-    np.testing.assert_allclose(gains[1], np.asarray(gains[0]) * 10 / 6)
+    grown = expanded(tx, state, "paper")[0]
+    assert_old_entries_are_kept(state[0].mu, grown.mu, exponent=1)
+    assert_old_entries_are_kept(state[0].nu, grown.nu, exponent=2)
 
 
 def adams(name="paper"):
