@@ -25,7 +25,7 @@ os.environ |= {
 }
 
 project = "growth"
-author = "the authors of growth"
+author = copyright = "the authors of growth"
 version = release = growth.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "myst_nb"]
@@ -45,7 +45,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "separated"
 autosummary_generate = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # what a dataclass is made of
 napoleon_use_rtype = False
 add_module_names = False
 python_use_unqualified_type_names = True
