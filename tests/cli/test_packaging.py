@@ -47,7 +47,8 @@ def wheel(tmp_path_factory):
     with tarfile.open(build("sdist", source, folder / "sdist")) as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
-    return zipfile.ZipFile(build("wheel", unpacked, folder / "wheel"))
+    with zipfile.ZipFile(build("wheel", unpacked, folder / "wheel")) as archive:
+        yield archive
 
 
 def names(requirements):
