@@ -153,7 +153,7 @@ def main() -> None:
             f"## {name[0].upper()}{name[1:]}",
             comment,
             f"```python\n{blueprint(model.blueprint.rules)}\n```",
-            f"Measured with one layer of this model, {model.architecture}:",
+            f"Measured at {model.architecture.replace(num_layers=1)}:",
             errors(cells),
             f"The model:\n\n```python\n{source}\n```",
         ]
