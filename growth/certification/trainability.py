@@ -18,7 +18,6 @@ from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, target_accounts
 from growth.expansion.blocks import Kind
 from growth.expansion.jax_backend import mask
-from growth.expansion.role_views import split
 from growth.rules.axes import AXES
 from growth.rules.growth_plan import GrowthPlan
 from growth.types import Params
@@ -59,7 +58,7 @@ def new_entries(grown: Params, plan: GrowthPlan, blueprint: Blueprint) -> dict[s
       blueprint: what the parameters are.
     """
     accounts = target_accounts(grown, plan, blueprint)
-    return {path: ~np.asarray(mask(a, (Kind.OLD,), plan)) for path, a in accounts.items()}
+    return {path: ~np.asarray(mask(a, (Kind.OLD,))) for path, a in accounts.items()}
 
 
 def observe(
@@ -100,7 +99,7 @@ def observe(
         new |= {leaf.path: int(fresh.sum())} if fresh.any() else {}
         dead |= {leaf.path: int(n)} if (n := (still & ~pardoned).sum()) else {}
         excused |= {leaf.path: int(n)} if (n := pardoned.sum()) else {}
-    return GradientReport(new, dead, excused, tuple(_locked(grown, gradients[0], plan, accounts)))
+    return GradientReport(new, dead, excused, tuple(_locked(grown, gradients[0], accounts)))
 
 
 def _excuses(parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan) -> Any:
@@ -117,12 +116,10 @@ def _excuses(parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: Gro
     return np.zeros(alive.shape, bool)
 
 
-def _locked(
-    grown: Params, gradient: Params, plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]
-) -> Iterator[str]:
+def _locked(grown: Params, gradient: Params, accounts: Mapping[str, ArrayAccount]) -> Iterator[str]:
     """Pairs of units that have the same values and gradients in all that belongs to them."""
-    values, slopes = (_units(tree, plan, accounts) for tree in (grown, gradient))
-    old = _old_units(plan, accounts)
+    values, slopes = (_units(tree, accounts) for tree in (grown, gradient))
+    old = _old_units(accounts)
     for (layer, axis), parts in values.items():
         table = np.concatenate(parts, axis=1)
         slope = np.concatenate(slopes[layer, axis], axis=1)
@@ -141,11 +138,11 @@ def _equal_pairs(kind: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from zip(members.tolist(), members[1:].tolist(), strict=False)
 
 
-def _old_units(plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]) -> dict[_Home, range]:
+def _old_units(accounts: Mapping[str, ArrayAccount]) -> dict[_Home, range]:
     """Per layer and axis the units that were there before."""
     result: dict[_Home, range] = {}
     for array in accounts.values():
-        for view, blocks in zip(array.views, array.blocks, strict=True):
+        for view, blocks in zip(array.layout.views, array.blocks, strict=True):
             for block in (block for block in blocks if block.kind is Kind.OLD):
                 entries = dict(zip(view.axes, block.target, strict=True))
                 rows = entries.get("layers", range(len(array.target.layers)))
@@ -156,16 +153,14 @@ def _old_units(plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]) -> dict[_
     return result
 
 
-def _units(
-    tree: Params, plan: GrowthPlan, accounts: Mapping[str, ArrayAccount]
-) -> dict[_Home, list[np.ndarray]]:
+def _units(tree: Params, accounts: Mapping[str, ArrayAccount]) -> dict[_Home, list[np.ndarray]]:
     """Per layer and axis, what belongs to each unit: arrays of shape [units, entries]."""
     result: dict[_Home, list[np.ndarray]] = {}
     for leaf in pytrees.leaves(tree):
         array = accounts[leaf.path]
         layers = array.target.layers
-        parts = split(np.asarray(leaf.value), array.target, plan.target)
-        for view, part in zip(array.views, parts, strict=True):
+        parts = array.layout.split(np.asarray(leaf.value))
+        for view, part in zip(array.layout.views, parts, strict=True):
             for axis in {*view.axes} & {*AXES} - {"layers"}:
                 rows = np.moveaxis(part, view.axes.index(axis), 0)
                 names = [name for name in view.axes if name != axis]

@@ -14,7 +14,7 @@ from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.notation import BlueprintError
 from growth.blueprints.parameters import Parameter, misfits, siblings
 from growth.expansion.blocks import Block, role_blocks, tile
-from growth.expansion.role_views import RoleView, Sizes, array_shape, fixed_sizes, role_views
+from growth.expansion.role_views import ArrayLayout, Sizes, array_layout, fixed_sizes
 from growth.expansion.segments import LayerSegment, layer_segments
 from growth.rules.growth_plan import GrowthPlan
 from growth.types import ParamsLike
@@ -29,24 +29,29 @@ class ArrayAccount:
 
     Attributes:
       target: which array.
-      shape: its shape.
-      views: the array as its blueprint sees it, one view for each role.
+      layout: how it falls into views, one for each role.
       blocks: those of each view.
-      sources: the names of the arrays of the smaller model that it continues, in order.
-      is_empty: whether all of these are empty nodes, and so is it; then it has no views.
+      sources: (name, layout) of the arrays of the smaller model that it continues, in order.
     """
 
     target: Parameter
-    shape: tuple[int, ...]
-    views: tuple[RoleView, ...]
+    layout: ArrayLayout
     blocks: tuple[tuple[Block, ...], ...]
-    sources: tuple[str, ...]
-    is_empty: bool = False
+    sources: tuple[tuple[str, ArrayLayout], ...]
 
     def __post_init__(self) -> None:
-        for view, blocks in zip(self.views, self.blocks, strict=True):
+        for view, blocks in zip(self.layout.views, self.blocks, strict=True):
             if not tile(blocks, view.shape):
                 raise AssertionError(f"{self.target.path}: blocks do not tile the array: {blocks}")
+
+    @property
+    def name(self) -> str:
+        """The name that the array has in trees of arrays by name."""
+        return self.target.name
+
+    def split_source(self, name: str, array: Any) -> list[Any]:
+        """The views of one of the arrays that it continues."""
+        return dict(self.sources)[name].split(array)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,16 +66,18 @@ class TreeAccount:
       names: (path, name) of each array of the smaller tree; the name is what its rule makes of it.
       arrays: (path, arrays) for the first leaf of each kind in the smaller tree: the arrays of that
         kind that the larger model has.
+      empty: likewise the paths of those that are empty nodes, as the smaller one's are.
     """
 
     plan: GrowthPlan
     blueprint: Blueprint
     names: tuple[tuple[str, str], ...]
     arrays: tuple[tuple[str, tuple[ArrayAccount, ...]], ...]
+    empty: tuple[tuple[str, tuple[str, ...]], ...]
 
     def __iter__(self) -> Iterator[ArrayAccount]:
-        """The arrays of the larger model that are not empty."""
-        return (array for _, kind in self.arrays for array in kind if not array.is_empty)
+        """The arrays of the larger model."""
+        return (array for _, kind in self.arrays for array in kind)
 
     def of_source(self, tree: ParamsLike) -> dict[str, Any]:
         """The arrays of a tree of the smaller model by name, empty nodes included."""
@@ -88,15 +95,15 @@ class TreeAccount:
             for leaf in pytrees.leaves(tree)
             if not pytrees.is_empty(leaf.value)
         }
-        shapes = {array.target.name: array.shape for array in self}
+        shapes = {array.name: array.layout.shape for array in self}
         if any(name not in arrays or arrays[name].shape != shapes[name] for name in shapes):
             self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
             for array in self:
-                given = arrays[array.target.name].shape
-                if given != array.shape:
+                given = arrays[array.name].shape
+                if given != array.layout.shape:
                     raise BlueprintError(
                         f"{array.target.path}: the fresh array's shape {given} differs from the "
-                        f"parameter's in an axis that does not grow: it must be {array.shape}"
+                        f"parameter's in an axis that does not grow, {array.layout.shape}"
                     )
         return arrays
 
@@ -128,32 +135,44 @@ def target_accounts(
     return _target_accounts(tuple(pytrees.shapes(tree).items()), plan, blueprint)
 
 
-def array_account(target: Parameter, plan: GrowthPlan, fixed: Sizes) -> ArrayAccount:
+def array_account(
+    target: Parameter, plan: GrowthPlan, shapes: Mapping[str, tuple[int, ...]]
+) -> ArrayAccount:
     """The account of one array.
 
     Args:
       target: the array of the larger model.
       plan: the growth step.
-      fixed: the sizes of its axes that do not grow.
+      shapes: those of the arrays of the smaller model that it continues, by name.
 
     Raises:
       BlueprintError: no array can hold what the blueprint wants it to hold, after this step.
     """
-    return _account(target, layer_segments(target, plan), plan, fixed)
+    segments = layer_segments(target, plan)
+    first = segments[0].source
+    return _account(target, segments, plan, fixed_sizes(first, plan.source, shapes[first.name]))
 
 
 @functools.lru_cache(maxsize=128)
 def _source_account(shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint) -> TreeAccount:
     parameters = blueprint.match(dict(shapes), plan.source)
     by_name = {parameters[path].name: shape for path, shape in shapes if path in parameters}
-    kinds: dict[Any, tuple[str, tuple[ArrayAccount, ...]]] = {}
-    for path, _ in shapes:
+    arrays: dict[Any, tuple[str, tuple[ArrayAccount, ...]]] = {}
+    empty: dict[Any, tuple[str, tuple[str, ...]]] = {}
+    for path, shape in shapes:
         first = parameters.get(path)
-        if first is not None and first.kind not in kinds:
-            targets = siblings(first, plan.target)
-            kinds[first.kind] = path, tuple(_from_source(t, plan, by_name) for t in targets)
+        if first is None or first.kind in {**arrays, **empty}:
+            continue
+        targets = tuple(siblings(first, plan.target))
+        for target in targets:
+            _check_none_or_all_empty(target, plan, by_name)
+        if shape is None:
+            empty[first.kind] = path, tuple(target.path for target in targets)
+        else:
+            there = {name: held for name, held in by_name.items() if held is not None}
+            arrays[first.kind] = path, tuple(array_account(t, plan, there) for t in targets)
     names = tuple((path, parameter.name) for path, parameter in parameters.items())
-    return TreeAccount(plan, blueprint, names, tuple(kinds.values()))
+    return TreeAccount(plan, blueprint, names, tuple(arrays.values()), tuple(empty.values()))
 
 
 @functools.lru_cache(maxsize=128)
@@ -161,27 +180,13 @@ def _target_accounts(
     shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint
 ) -> Mapping[str, ArrayAccount]:
     parameters = blueprint.match(dict(shapes), plan.target)
-    return {
-        path: array_account(parameters[path], plan, fixed_sizes(parameters[path], s, plan.target))
-        for path, s in shapes
-        if s is not None and path in parameters
-    }
-
-
-def _from_source(
-    target: Parameter, plan: GrowthPlan, shapes: Mapping[str, tuple[int, ...] | None]
-) -> ArrayAccount:
-    """The account of an array, from the shapes of those that it continues, by name."""
-    segments = layer_segments(target, plan)
-    first = shapes[segments[0].source.name]
-    names = tuple(dict.fromkeys(segment.source.name for segment in segments))
-    if len({shapes[name] is None for name in names}) > 1:
-        raise BlueprintError(
-            f"{target.path}: continues {', '.join(names)} in one array, but some of them are empty"
-        )
-    if first is None:
-        return ArrayAccount(target, (), (), (), names, is_empty=True)
-    return _account(target, segments, plan, fixed_sizes(segments[0].source, first, plan.source))
+    result = {}
+    for path, shape in shapes:
+        if shape is not None and path in parameters:
+            target = parameters[path]
+            fixed = fixed_sizes(target, plan.target, shape)
+            result[path] = _account(target, layer_segments(target, plan), plan, fixed)
+    return result
 
 
 def _account(
@@ -190,10 +195,27 @@ def _account(
     _check_groups(target, plan)
     for problem in misfits(target, plan.target):
         raise BlueprintError(problem)
-    views = role_views(target, plan.target, fixed)
-    blocks = tuple(role_blocks(segments, number, plan, fixed) for number in range(len(views)))
-    names = tuple(dict.fromkeys(segment.source.name for segment in segments))
-    return ArrayAccount(target, array_shape(target, plan.target, fixed), views, blocks, names)
+    layout = array_layout(target, plan.target, fixed)
+    sources = {s.source.name: array_layout(s.source, plan.source, fixed) for s in segments}
+    blocks = tuple(
+        role_blocks(segments, number, view=view, sources=sources, plan=plan)
+        for number, view in enumerate(layout.views)
+    )
+    # Where a mean is taken over arrays there are more of them, all alike.
+    alike = next(iter(sources.values()))
+    for name in (name for view in blocks for block in view for name in block.sources):
+        sources.setdefault(name, alike)
+    return ArrayAccount(target, layout, blocks, tuple(sources.items()))
+
+
+def _check_none_or_all_empty(
+    target: Parameter, plan: GrowthPlan, shapes: Mapping[str, tuple[int, ...] | None]
+) -> None:
+    names = tuple(dict.fromkeys(s.source.name for s in layer_segments(target, plan)))
+    if len({shapes[name] is None for name in names}) > 1:
+        raise BlueprintError(
+            f"{target.path}: continues {', '.join(names)} in one array, but some of them are empty"
+        )
 
 
 def _check_groups(parameter: Parameter, plan: GrowthPlan) -> None:

@@ -12,11 +12,11 @@ import dataclasses
 import enum
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from growth.architecture import Architecture
-from growth.blueprints.parameters import Parameter, size
-from growth.expansion.role_views import RoleView, Sizes, role_views
+from growth.blueprints.parameters import size
+from growth.expansion.role_views import ArrayLayout, RoleView
 from growth.expansion.segments import LayerSegment
 from growth.rules import roles
 from growth.rules.axes import AXES
@@ -42,15 +42,15 @@ _KINDS = {roles.FREE: Kind.FREE, roles.ZERO: Kind.ZERO, roles.MEAN: Kind.MEAN}
 class Block:
     """A box of entries of a grown array, and what they are.
 
-    A value w is stored where the model uses w + `offset`. So zeros are stored as −offset, and an old entry w
-    becomes (w + offset)·factor − offset.
+    A value w is stored where the model uses w + `offset`. So zeros are stored as −offset, and an
+    old entry w becomes (w + offset)·factor − offset.
 
     Attributes:
       kind: what the entries are.
       target: the box, in the view of the grown array.
-      sources: the array of the smaller model that is continued; for new layers, heads, ... that are
-        arrays or layers of their own, the one that they are modelled on. Several where a mean is
-        taken along an axis that is an index in the path.
+      sources: the name of the array of the smaller model that is continued; for new layers, heads,
+        ... that are arrays or layers of their own, the one that they are modelled on. Several where
+        a mean is taken along an axis that is an index in the path.
       region: the entries of a source, in its view, that are continued or modelled on: the same for
         all blocks of a segment.
       start: where in the grown view the entries of `region` stand, or would if they were old.
@@ -62,7 +62,7 @@ class Block:
 
     kind: Kind
     target: Region
-    sources: tuple[Parameter, ...]
+    sources: tuple[str, ...]
     region: Region
     start: tuple[int, ...]
     axis: str | None = None
@@ -71,7 +71,7 @@ class Block:
     offset: float = 0.0
 
     @property
-    def source(self) -> Parameter:
+    def source(self) -> str:
         """The first of the sources."""
         return self.sources[0]
 
@@ -113,17 +113,29 @@ class Block:
 
 
 def role_blocks(
-    segments: Sequence[LayerSegment], number: int, plan: GrowthPlan, fixed: Sizes
+    segments: Sequence[LayerSegment],
+    number: int,
+    *,
+    view: RoleView,
+    sources: Mapping[str, ArrayLayout],
+    plan: GrowthPlan,
 ) -> tuple[Block, ...]:
     """The blocks of one view of a grown array, segment by segment; the old ones come last in each.
 
     Args:
       segments: all segments of the array.
       number: which of the array's views.
+      view: that view.
+      sources: the layouts of the arrays that the segments continue, by name.
       plan: the growth step.
-      fixed: the sizes of the axes that do not grow.
     """
-    return tuple(b for s in segments for b in _segment_blocks(s, number, plan, fixed))
+    return tuple(
+        block
+        for segment in segments
+        for block in _segment_blocks(
+            segment, view, sources[segment.source.name].views[number], plan
+        )
+    )
 
 
 def tile(blocks: Sequence[Block], shape: Sequence[int]) -> bool:
@@ -141,10 +153,8 @@ def tile(blocks: Sequence[Block], shape: Sequence[int]) -> bool:
 
 
 def _segment_blocks(
-    segment: LayerSegment, number: int, plan: GrowthPlan, fixed: Sizes
+    segment: LayerSegment, new: RoleView, old: RoleView, plan: GrowthPlan
 ) -> Iterator[Block]:
-    new = role_views(segment.target, plan.target, fixed)[number]
-    old = role_views(segment.source, plan.source, fixed)[number]
     target, region = [], []
     for axis, new_size, old_size in zip(new.axes, new.shape, old.shape, strict=True):
         if axis == "layers":
@@ -157,7 +167,7 @@ def _segment_blocks(
     whole = Block(
         Kind.OLD,
         tuple(target),
-        (segment.source,),
+        (segment.source.name,),
         tuple(region),
         tuple(entries.start for entries in target),
         factor=_factor(segment, new, plan),
@@ -171,8 +181,8 @@ def _segment_blocks(
             yield whole
             return
         layers, number = segment.source.layers, size(axis, plan.source, segment.source.layers) or 0
-        units = tuple(segment.source.moved(layers, **{axis: index}) for index in range(number))
-        whole = dataclasses.replace(whole, sources=units)
+        units = (segment.source.moved(layers, **{axis: index}) for index in range(number))
+        whole = dataclasses.replace(whole, sources=tuple(unit.name for unit in units))
     yield from _cut(whole, new, plan.source)
 
 

@@ -28,8 +28,6 @@ from growth.expansion.jax_backend import (
     slice_region,
     write_region,
 )
-from growth.expansion.role_views import split
-from growth.rules.growth_plan import GrowthPlan
 from growth.types import Array, Params, ParamsLike
 
 Loss = Callable[[Params], jax.Array]
@@ -53,7 +51,6 @@ def maximize_first_gradient(
       loss: parameters of the larger model to the loss of one batch.
       policy: which free values move, and for how many steps.
     """
-    plan = account.plan
     steps = max(method.steps for method in policy.methods if isinstance(method, GradMax))
     zero_side = zero_sides(account, params, like=grown)
 
@@ -63,13 +60,13 @@ def maximize_first_gradient(
     def ascend(step: jax.Array, here: Params) -> Params:
         arrays = account.of_target(here)
         slopes = account.of_target(jax.grad(objective)(here))
-        kept, moved = from_arrays(arrays, plan), _moved(arrays, slopes, plan)
+        kept, moved = from_arrays(arrays), _moved(arrays, slopes)
 
         def moves(method: GradMax) -> InitValues:
             return lambda *view: jnp.where(step < method.steps, moved(*view), kept(*view))
 
         values = {m: moves(m) if isinstance(m, GradMax) else kept for m in policy.methods}
-        return assemble(account, params, by_policy(policy, values, plan), like=here)
+        return assemble(account, params, by_policy(policy, values), like=here)
 
     return jax.lax.fori_loop(0, steps, ascend, grown)
 
@@ -92,20 +89,18 @@ def zero_sides(account: TreeAccount, params: Params, *, like: Params = None) -> 
     arrays = account.of_source(params)
 
     def marks(array: ArrayAccount) -> jax.Array:
-        fixed = mask(array, (Kind.ZERO, Kind.MEAN), account.plan)
-        return fixed.astype(arrays[array.sources[0]].dtype)
+        fixed = mask(array, (Kind.ZERO, Kind.MEAN))
+        return fixed.astype(arrays[array.sources[0][0]].dtype)
 
     return build(account, params, marks, like=like)
 
 
-def _moved(arrays: dict[str, Array], slopes: dict[str, Array], plan: GrowthPlan) -> InitValues:
+def _moved(arrays: dict[str, Array], slopes: dict[str, Array]) -> InitValues:
     """One step: the values, and the direction in which the objective rises, made orthogonal."""
 
     def values(array: ArrayAccount, number: int) -> jax.Array:
-        target, axes = array.target, array.views[number].axes
-        result, slope = (
-            split(tree[target.name], target, plan.target)[number] for tree in (arrays, slopes)
-        )
+        axes = array.layout.views[number].axes
+        result, slope = (array.layout.split(tree[array.name])[number] for tree in (arrays, slopes))
         for block in array.blocks[number]:
             if block.kind is Kind.FREE and block.axis is not None:
                 here, there = (slice_region(view, block.target) for view in (result, slope))

@@ -15,33 +15,28 @@ from growth.expansion.accounts import ArrayAccount
 from growth.expansion.blocks import Block, Kind
 from growth.expansion.initialization import InitMethod, InitPolicy
 from growth.expansion.jax_backend import InitValues, slice_region, write_region
-from growth.expansion.role_views import split
-from growth.rules.growth_plan import GrowthPlan
 from growth.types import Array
 
 
 def zeros(array: ArrayAccount, number: int) -> jax.Array:
     """Zeros: how moments of new entries start. Never right for parameters."""
-    return jnp.zeros(array.views[number].shape)
+    return jnp.zeros(array.layout.views[number].shape)
 
 
-def from_arrays(arrays: Mapping[str, Array], plan: GrowthPlan) -> InitValues:
+def from_arrays(arrays: Mapping[str, Array]) -> InitValues:
     """The entries of freshly initialized parameters at the target size.
 
     Args:
       arrays: by name, each with the target's shape.
-      plan: the growth step.
     """
 
     def values(array: ArrayAccount, number: int) -> jax.Array:
-        return split(arrays[array.target.name], array.target, plan.target)[number]
+        return array.layout.split(arrays[array.name])[number]
 
     return values
 
 
-def copies(
-    arrays: Mapping[str, Array], plan: GrowthPlan, key: jax.Array, signal_to_noise: float
-) -> InitValues:
+def copies(arrays: Mapping[str, Array], *, key: jax.Array, signal_to_noise: float) -> InitValues:
     """Copies of existing units, in turn, plus noise.
 
     A new layer is a copy of the layer below it. Layers of one array that are not new have the same
@@ -49,25 +44,24 @@ def copies(
 
     Args:
       arrays: the smaller model's arrays by name.
-      plan: the growth step.
       key: a PRNG key for the noise.
       signal_to_noise: the standard deviation of an array over that of the noise.
     """
 
     def values(array: ArrayAccount, number: int) -> jax.Array:
-        view = array.views[number]
-        result = jnp.zeros(view.shape, arrays[array.sources[0]].dtype)
+        view = array.layout.views[number]
+        result = jnp.zeros(view.shape, arrays[array.sources[0][0]].dtype)
         for block in array.blocks[number]:
             if block.kind is Kind.FREE:
-                source = split(arrays[block.source.name], block.source, plan.source)[number]
+                source = array.split_source(block.source, arrays[block.source])[number]
                 copy = _taken(source, block)
                 noise = jnp.std(source) / signal_to_noise * drawn(array, number, block)
                 result = write_region(result, block.target, copy + noise.astype(copy.dtype))
         return result
 
     def drawn(array: ArrayAccount, number: int, block: Block) -> jax.Array:
-        name, shape = f"{array.target.name}:{number}:{block.axis}", list(block.shape)
-        axes = array.views[number].axes
+        name, shape = f"{array.name}:{number}:{block.axis}", list(block.shape)
+        axes = array.layout.views[number].axes
         if "layers" in axes:
             place = axes.index("layers")
             if block.axis == "layers":
@@ -79,19 +73,16 @@ def copies(
     return values
 
 
-def by_policy(
-    policy: InitPolicy, values: Mapping[InitMethod, InitValues], plan: GrowthPlan
-) -> InitValues:
+def by_policy(policy: InitPolicy, values: Mapping[InitMethod, InitValues]) -> InitValues:
     """For each free block the values of the method that a policy names.
 
     Args:
       policy: the policy.
       values: those of each of its methods.
-      plan: the growth step.
     """
 
     def chosen(array: ArrayAccount, number: int) -> jax.Array:
-        view = array.views[number]
+        view = array.layout.views[number]
         methods = {
             block: policy.method(view.role, block.axis)
             for block in array.blocks[number]

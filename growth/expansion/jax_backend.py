@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from growth.blueprints import pytrees
-from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, TreeAccount
 from growth.expansion.blocks import Block, Kind, Region
-from growth.expansion.role_views import RoleView, fixed_sizes, seam, split
-from growth.rules.growth_plan import GrowthPlan
+from growth.expansion.role_views import RoleView
 from growth.types import Array, ParamsLike
 
 # Gives one view of an array of the larger model, by its number. Of what it gives, the entries of
@@ -47,12 +45,11 @@ def assemble(
     arrays = account.of_source(tree)
 
     def array_of(array: ArrayAccount) -> jax.Array:
-        dtype = arrays[array.sources[0]].dtype
         views = []
         for number, blocks in enumerate(array.blocks):
             moments = blocks if exponent is None else [b.as_moment(exponent) for b in blocks]
-            views.append(_view(array, number, moments, arrays, account.plan, init_values, dtype))
-        return join(views, array, account.plan)
+            views.append(_view(array, number, moments, arrays, init_values))
+        return array.layout.join(views, jnp.concatenate)
 
     return build(account, tree, array_of, like=like)
 
@@ -73,41 +70,27 @@ def build(
       like: as for `assemble`.
     """
     leaves = {leaf.path: leaf for leaf in pytrees.leaves(tree)}
-    kinds, known = dict(account.arrays), {path for path, _ in account.names}
+    arrays, empty = dict(account.arrays), dict(account.empty)
+    known = {path for path, _ in account.names}
     items = []
     for path, leaf in leaves.items():
-        if path not in known:
-            items.append((leaf.keys, leaf, leaf.value))
-        for array in kinds.get(path, ()):
-            model = leaves.get(array.target.path, leaf)
-            value = leaf.value if array.is_empty else array_of(array)
-            items.append((pytrees.with_names(model.keys, array.target.path), model, value))
+        values = [(array.target.path, array_of(array)) for array in arrays.get(path, ())]
+        values += [(target, leaf.value) for target in empty.get(path, ())]
+        values += [] if path in known else [(path, leaf.value)]
+        for target, value in values:
+            model = leaves.get(target, leaf)
+            items.append((pytrees.with_names(model.keys, target), model, value))
     grown = pytrees.build(items, tree)
     return grown if like is None else _with_containers(grown, like)
 
 
-def mask(array: ArrayAccount, kinds: Collection[Kind], plan: GrowthPlan) -> jax.Array:
+def mask(array: ArrayAccount, kinds: Collection[Kind]) -> jax.Array:
     """Which entries of an array are of some kinds: booleans of its shape."""
     views = [
         _mask(view, [block.target for block in blocks if block.kind in kinds])
-        for view, blocks in zip(array.views, array.blocks, strict=True)
+        for view, blocks in zip(array.layout.views, array.blocks, strict=True)
     ]
-    return join(views, array, plan)
-
-
-def join(views: Sequence[jax.Array], array: ArrayAccount, plan: GrowthPlan) -> jax.Array:
-    """An array of the larger model from its views; the inverse of `role_views.split`."""
-    if len(views) == 1:
-        return views[0].reshape(array.shape)
-    shape = array.shape
-    dim, prefix, widths = seam(
-        array.target, plan.target, fixed_sizes(array.target, shape, plan.target)
-    )
-    aligned = [
-        view.reshape(*shape[:dim], prefix, width, *shape[dim + 1 :])
-        for view, width in zip(views, widths, strict=True)
-    ]
-    return jnp.concatenate(aligned, axis=dim + 1).reshape(shape)
+    return array.layout.join(views, jnp.concatenate)
 
 
 def slice_region(array: jax.Array, region: Region) -> jax.Array:
@@ -127,17 +110,15 @@ def _view(
     number: int,
     blocks: Sequence[Block],
     arrays: Mapping[str, Array],
-    plan: GrowthPlan,
     init_values: InitValues,
-    dtype: Any,
 ) -> jax.Array:
     """One view of an array from its blocks."""
-    view = array.views[number]
+    view, dtype = array.layout.views[number], arrays[array.sources[0][0]].dtype
 
     def old(block: Block) -> jax.Array:
         units = [
-            _multiplied(arrays[source.name], number, block, source, plan)
-            for source in block.sources
+            _multiplied(array.split_source(name, jnp.asarray(arrays[name]))[number], block)
+            for name in block.sources
         ]
         if block.kind is Kind.OLD:
             return units[0].astype(dtype)
@@ -197,11 +178,9 @@ def _from(region: Region, start: Sequence[int]) -> Region:
     return tuple(range(r.start - s, r.stop - s) for r, s in zip(region, start, strict=True))
 
 
-def _multiplied(
-    array: Array, number: int, block: Block, source: Parameter, plan: GrowthPlan
-) -> jax.Array:
-    """The entries of an array of the smaller model that a block continues, multiplied."""
-    old = slice_region(split(jnp.asarray(array), source, plan.source)[number], block.region)
+def _multiplied(source: jax.Array, block: Block) -> jax.Array:
+    """The entries of a view of the smaller model that a block continues, multiplied."""
+    old = slice_region(source, block.region)
     if block.factor == 1:
         return old
     wide = old.astype(jnp.promote_types(old.dtype, jnp.float32)) + block.offset

@@ -17,7 +17,6 @@ from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, array_account
 from growth.expansion.blocks import Block, Kind, Region
 from growth.expansion.initialization import Copy, Fresh, InitPolicy
-from growth.expansion.role_views import fixed_sizes, split
 from growth.expansion.segments import layer_segments
 from growth.rules.growth_plan import GrowthPlan
 
@@ -44,6 +43,7 @@ def grow_array(
     target: Parameter,
     old: np.ndarray,
     plan: GrowthPlan,
+    *,
     policy: InitPolicy,
     initializer: Initializer,
     seed: int,
@@ -61,14 +61,14 @@ def grow_array(
       dtype: that of the result; None for that of `old`. What is multiplied is multiplied in
         float32, or in float64 where either is float64, and rounded once.
     """
-    source = source_of(target, plan)
-    account = array_account(target, plan, fixed_sizes(source, old.shape, plan.source))
-    olds = split(old, source, plan.source)
+    source = source_of(target, plan).name
+    account = array_account(target, plan, {source: old.shape})
+    olds = account.split_source(source, old)
     name = zlib.crc32(target.name.encode())
     random = [np.random.Generator(np.random.SFC64([seed, name, n])) for n in range(len(olds))]
 
     def write_free(number: int, block: Block, into: np.ndarray) -> None:
-        role, axis = account.views[number].role, block.axis
+        role, axis = account.layout.views[number].role, block.axis
         assert axis is not None
         method = policy.method(role, axis)
         if isinstance(method, Copy):
@@ -78,14 +78,14 @@ def grow_array(
             assert isinstance(method, Fresh)
             _write_normal(into, *initializer(target.name, role), random[number])
 
-    return fold(account, {source.name: old}, plan, write_free, dtype)
+    return fold(account, {source: old}, write_free, dtype=dtype)
 
 
 def fold(
     account: ArrayAccount,
     arrays: Mapping[str, np.ndarray],
-    plan: GrowthPlan,
     write_free: WriteFree,
+    *,
     dtype: np.dtype | None = None,
 ) -> np.ndarray:
     """An array of the larger model from its account.
@@ -93,12 +93,16 @@ def fold(
     Args:
       account: the account.
       arrays: the arrays of the smaller model that it continues, by name.
-      plan: the growth step.
       write_free: writes the entries of free blocks.
       dtype: that of the result; None for that of the first of `arrays`.
     """
-    result = np.empty(account.shape, arrays[account.sources[0]].dtype if dtype is None else dtype)
-    for number, new in enumerate(split(result, account.target, plan.target)):
+    kept = arrays[account.sources[0][0]].dtype
+    result = np.empty(account.layout.shape, kept if dtype is None else dtype)
+    for number, new in enumerate(account.layout.split(result)):
+
+        def source(name: str, block: Block, number: int = number) -> np.ndarray:
+            return _part(account.split_source(name, arrays[name])[number], block.region)
+
         for block in reversed(account.blocks[number]):  # old entries first: means are of them
             into = _part(new, block.target)
             if block.kind is Kind.FREE:
@@ -106,22 +110,15 @@ def fold(
             elif block.kind is Kind.ZERO:
                 into[...] = block.zero
             elif block.kind is Kind.OLD:
-                _write_old(into, _source(arrays, number, block, block.source, plan), block)
+                _write_old(into, source(block.source, block), block)
             elif block.place is not None:
                 into[...] = mean(_part(new, block.averaged), block.place)
             else:  # over arrays
                 units = np.empty((len(block.sources), *into.shape), result.dtype)
-                for unit, source in zip(units, block.sources, strict=True):
-                    _write_old(unit, _source(arrays, number, block, source, plan), block)
+                for unit, name in zip(units, block.sources, strict=True):
+                    _write_old(unit, source(name, block), block)
                 into[...] = mean(units, 0)[0]
     return result
-
-
-def _source(
-    arrays: Mapping[str, np.ndarray], number: int, block: Block, source: Parameter, plan: GrowthPlan
-) -> np.ndarray:
-    """The entries of an array of the smaller model that a block continues."""
-    return _part(split(arrays[source.name], source, plan.source)[number], block.region)
 
 
 def mean(array: np.ndarray, place: int) -> np.ndarray:

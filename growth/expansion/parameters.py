@@ -23,7 +23,6 @@ from growth.expansion.initialization import (
     init_policy,
 )
 from growth.expansion.jax_backend import InitValues, assemble, slice_region
-from growth.expansion.role_views import split
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.roles import FACES_ZERO
 from growth.types import Params
@@ -120,13 +119,13 @@ def _init_values(
         if isinstance(method, Copy):
             assert key is not None
             arrays = account.of_source(params)
-            values[method] = copies(arrays, account.plan, key, method.signal_to_noise)
+            values[method] = copies(arrays, key=key, signal_to_noise=method.signal_to_noise)
             continue
         if fresh is None:
             assert key is not None
             fresh = reference_model().initial_parameters(account.plan.target, key)
-        values[method] = from_arrays(account.of_target(fresh), account.plan)
-    return by_policy(policy, values, account.plan)
+        values[method] = from_arrays(account.of_target(fresh))
+    return by_policy(policy, values)
 
 
 def _check_arguments(
@@ -154,11 +153,11 @@ def _check_arguments(
 @functools.partial(jax.jit, static_argnames=("account",))
 def _zeros(fresh: Params, account: TreeAccount) -> dict[str, jax.Array]:
     """Whether the free side of a product is zero, by path and axis, where its other side is."""
-    arrays, plan = account.of_target(fresh), account.plan
+    arrays = account.of_target(fresh)
     found: dict[str, jax.Array] = {}
     for array in account:
-        values = split(arrays[array.target.name], array.target, plan.target)
-        for view, blocks, given in zip(array.views, array.blocks, values, strict=True):
+        values = array.layout.split(arrays[array.name])
+        for view, blocks, given in zip(array.layout.views, array.blocks, values, strict=True):
             axes = FACES_ZERO.get(view.role, ()) if "embed" in view.axes else ()
             for block in blocks:
                 if block.kind is Kind.FREE and block.axis in axes:

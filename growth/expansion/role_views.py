@@ -1,16 +1,20 @@
 """An array as its blueprint sees it: one view per role, every factor an axis of its own.
 
-`split` and `join` go back and forth between the array that a model holds and its views. Both are
-reshapes and slices only, so that what is split from a numpy array shares its memory.
+A layout says how an array falls into views and is joined again. Both are reshapes and slices only,
+so that what is split from a numpy array shares its memory.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from growth.architecture import Architecture
 from growth.blueprints.notation import role_axis
 from growth.blueprints.parameters import Parameter, dim_size, size
+
+# The sizes of the axes that no transformation grows, by name.
+Sizes = dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +32,96 @@ class RoleView:
     axes: tuple[str, ...]
     shape: tuple[int, ...]
 
-    def with_layers(self, number: int) -> "RoleView":
-        """The same for another number of layers."""
-        shape = [number if a == "layers" else n for a, n in zip(self.axes, self.shape, strict=True)]
-        return dataclasses.replace(self, shape=tuple(shape))
+
+@dataclasses.dataclass(frozen=True)
+class ArrayLayout:
+    """How an array falls into the views of its roles.
+
+    Attributes:
+      shape: of the array.
+      views: one for each role.
+      dim: the dimension that holds several roles.
+      before: in it, the size of what stands before the axis `role`.
+      widths: in it, the size of each role's part after that axis; empty where there is one role.
+    """
+
+    shape: tuple[int, ...]
+    views: tuple[RoleView, ...]
+    dim: int = 0
+    before: int = 1
+    widths: tuple[int, ...] = ()
+
+    def split(self, array: Any) -> list[Any]:
+        """The parts of an array, each shaped as its view says."""
+        if not self.widths:
+            return [array.reshape(self.views[0].shape)]
+        array = array.reshape(self._between(sum(self.widths)))
+        parts, start = [], 0
+        for width, view in zip(self.widths, self.views, strict=True):
+            index = (slice(None),) * (self.dim + 1) + (slice(start, start + width),)
+            parts.append(array[index].reshape(view.shape))
+            start += width
+        return parts
+
+    def join(self, parts: Sequence[Any], concatenate: Callable[..., Any]) -> Any:
+        """The array of some parts; the inverse of `split`.
+
+        Args:
+          parts: one for each view.
+          concatenate: numpy's or JAX's.
+        """
+        if not self.widths:
+            return parts[0].reshape(self.shape)
+        sides = zip(parts, self.widths, strict=True)
+        aligned = [part.reshape(self._between(width)) for part, width in sides]
+        return concatenate(aligned, axis=self.dim + 1).reshape(self.shape)
+
+    def _between(self, width: int) -> tuple[int, ...]:
+        return (*self.shape[: self.dim], self.before, width, *self.shape[self.dim + 1 :])
 
 
-Sizes = dict[str, int]  # of the axes that no transformation grows, by name
+def layout_of(
+    parameter: Parameter, architecture: Architecture, shape: tuple[int, ...]
+) -> ArrayLayout:
+    """The layout of an array of a given shape."""
+    return array_layout(parameter, architecture, fixed_sizes(parameter, architecture, shape))
 
 
-def fixed_sizes(parameter: Parameter, shape: tuple[int, ...], architecture: Architecture) -> Sizes:
+def array_layout(parameter: Parameter, architecture: Architecture, fixed: Sizes) -> ArrayLayout:
+    """The layout of an array, as the architecture says.
+
+    Args:
+      parameter: the array.
+      architecture: what it belongs to.
+      fixed: the sizes of its axes that do not grow.
+    """
+    rule = parameter.rule
+
+    def factors(names: Sequence[str], role: str) -> list[tuple[str, int]]:
+        return _factors(names, role, parameter, architecture, fixed)
+
+    def length(names: Sequence[str], role: str) -> int:
+        return math.prod(number for _, number in factors(names, role))
+
+    views = []
+    for role in rule.roles:
+        all_factors = [factor for names in rule.dims for factor in factors(names, role)]
+        axes, lengths = zip(*all_factors, strict=True) if all_factors else ((), ())
+        views.append(RoleView(role, axes, lengths))
+    shape = tuple(
+        sum(length(names, role) for role in (rule.roles if "role" in names else rule.roles[:1]))
+        for names in rule.dims
+    )
+    if len(rule.roles) == 1:
+        return ArrayLayout(shape, tuple(views))
+    dim = next(index for index, names in enumerate(rule.dims) if "role" in names)
+    at = rule.dims[dim].index("role")
+    before = length(rule.dims[dim][:at], rule.roles[0])
+    widths = tuple(length(rule.dims[dim][at + 1 :], role) for role in rule.roles)
+    return ArrayLayout(shape, tuple(views), dim, before, widths)
+
+
+def fixed_sizes(parameter: Parameter, architecture: Architecture, shape: tuple[int, ...]) -> Sizes:
     """The sizes of those axes of an array that the architecture does not know."""
     sizes = {}
     for dim, names in zip(shape, parameter.rule.dims, strict=True):
@@ -48,75 +132,8 @@ def fixed_sizes(parameter: Parameter, shape: tuple[int, ...], architecture: Arch
     return sizes
 
 
-def role_views(
-    parameter: Parameter, architecture: Architecture, fixed: Sizes
-) -> tuple[RoleView, ...]:
-    """The views of an array, as the architecture says."""
-    result = []
-    for role in parameter.rule.roles:
-        factors = [
-            f
-            for names in parameter.rule.dims
-            for f in _factors(names, role, parameter, architecture, fixed)
-        ]
-        axes, shape = zip(*factors, strict=True) if factors else ((), ())
-        result.append(RoleView(role, axes, shape))
-    return tuple(result)
-
-
-def array_shape(parameter: Parameter, architecture: Architecture, fixed: Sizes) -> tuple[int, ...]:
-    """The shape of the whole array, as the architecture says."""
-    roles = parameter.rule.roles
-
-    def dim(names: tuple[str, ...]) -> int:
-        counted = roles if "role" in names else roles[:1]
-        return sum(_product(names, role, parameter, architecture, fixed) for role in counted)
-
-    return tuple(dim(names) for names in parameter.rule.dims)
-
-
-def split(array: Any, parameter: Parameter, architecture: Architecture) -> list[Any]:
-    """The views of an array, each shaped as its `RoleView` says."""
-    fixed = fixed_sizes(parameter, array.shape, architecture)
-    shapes = [view.shape for view in role_views(parameter, architecture, fixed)]
-    if len(shapes) == 1:
-        return [array.reshape(shapes[0])]
-    dim, prefix, widths = seam(parameter, architecture, fixed)
-    array = array.reshape(*array.shape[:dim], prefix, sum(widths), *array.shape[dim + 1 :])
-    parts, start = [], 0
-    for width, shape in zip(widths, shapes, strict=True):
-        part = array[(slice(None),) * (dim + 1) + (slice(start, start + width),)]
-        parts.append(part.reshape(shape))
-        start += width
-    return parts
-
-
-def seam(
-    parameter: Parameter, architecture: Architecture, fixed: Sizes
-) -> tuple[int, int, list[int]]:
-    """The dimension that holds several roles, the size of what stands before the axis `role` in
-    it, and the size of each role's part after it."""
-    dims = parameter.rule.dims
-    dim = next(index for index, names in enumerate(dims) if "role" in names)
-    at = dims[dim].index("role")
-    before, after = dims[dim][:at], dims[dim][at + 1 :]
-    roles = parameter.rule.roles
-    prefix = _product(before, roles[0], parameter, architecture, fixed)
-    return dim, prefix, [_product(after, r, parameter, architecture, fixed) for r in roles]
-
-
-def _product(
-    names: tuple[str, ...],
-    role: str,
-    parameter: Parameter,
-    architecture: Architecture,
-    fixed: Sizes,
-) -> int:
-    return math.prod(n for _, n in _factors(names, role, parameter, architecture, fixed))
-
-
 def _factors(
-    names: tuple[str, ...],
+    names: Sequence[str],
     role: str,
     parameter: Parameter,
     architecture: Architecture,

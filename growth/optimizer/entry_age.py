@@ -42,10 +42,7 @@ def added_by(
     def added(leaf: pytrees.Leaf) -> jax.Array:
         if leaf.path not in accounts[0]:
             return leaf.value  # an empty node
-        was_there, was_there_after = (
-            mask(known[leaf.path], (Kind.OLD,), plan)
-            for known, plan in zip(accounts, (since, after), strict=True)
-        )
+        was_there, was_there_after = (mask(known[leaf.path], (Kind.OLD,)) for known in accounts)
         return was_there_after & ~was_there
 
     return pytrees.build([(leaf.keys, leaf, added(leaf)) for leaf in pytrees.leaves(tree)], tree)

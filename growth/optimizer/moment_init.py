@@ -38,13 +38,13 @@ def with_initial_moments(
     sums: dict[str, tuple[Any, Any]] = {}
     of_kind: dict[str, tuple[Any, Any]] = {}
     for array in account:
-        name, rule = array.target.name, array.target.rule.path
-        is_old[name] = mask(array, (Kind.OLD,), account.plan)
+        name, rule = array.name, array.target.rule.path
+        is_old[name] = mask(array, (Kind.OLD,))
         total = jnp.sum(jnp.where(is_old[name], squares[name], 0))
         sums[name] = total, jnp.sum(is_old[name])
         before = of_kind.get(rule, (0.0, 0))
         of_kind[rule] = before[0] + total, before[1] + sums[name][1]
-    rules = {array.target.name: array.target.rule.path for array in account}
+    rules = {array.name: array.target.rule.path for array in account}
 
     def filled(name: str) -> jax.Array:
         square, (total, count), (all_total, all_count) = (

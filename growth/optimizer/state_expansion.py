@@ -167,7 +167,7 @@ class StateExpander:
     def parameters(self, tree: ParamsLike, begun: ParamsLike) -> ParamsLike:
         """A tree that is valued like parameters."""
         account = source_account(tree, self.plan, self.blueprint)
-        values = from_arrays(self._grown_arrays, self.plan)
+        values = from_arrays(self._grown_arrays)
         return assemble(account, tree, values, like=begun)
 
     def moments(

@@ -8,8 +8,6 @@ import pytest
 import growth
 from growth import Architecture, Blueprint, BlueprintError
 from growth.expansion import role_views
-from growth.expansion.accounts import array_account
-from growth.expansion.jax_backend import join
 from growth.models import blueprint as reference_blueprint
 from tests.helpers import networks
 
@@ -190,13 +188,12 @@ def test_an_array_splits_into_its_roles_and_joins_again(roles, axes, shape, posi
     architecture = ARCHITECTURE.replace(position=position)
     array = np.arange(np.prod(shape)).reshape(shape)
     (parameter,) = Blueprint([("w", roles, axes)]).parameters({"w": array}, architecture).values()
-    parts = role_views.split(array, parameter, architecture)
-    fixed = role_views.fixed_sizes(parameter, shape, architecture)
-    views = role_views.role_views(parameter, architecture, fixed)
-    assert [part.shape for part in parts] == [view.shape for view in views]
+    layout = role_views.layout_of(parameter, architecture, shape)
+    parts = layout.split(array)
+    assert layout.shape == shape
+    assert [part.shape for part in parts] == [view.shape for view in layout.views]
     assert sum(part.size for part in parts) == array.size
-    plan = growth.plan(architecture, architecture)
-    joined = join(parts, array_account(parameter, plan, fixed), plan)
+    joined = layout.join(parts, np.concatenate)
     np.testing.assert_array_equal(joined, array)
 
 
@@ -204,7 +201,7 @@ def test_views_of_grouped_heads_are_where_einops_would_put_them():
     array = np.arange(6 * 30).reshape(6, 30)
     rule = ("w", ("query", "key", "value"), "embed (role kv_heads group qk)")
     (parameter,) = Blueprint([rule]).parameters({"w": array}, ARCHITECTURE).values()
-    query, key, value = role_views.split(array, parameter, ARCHITECTURE)
+    query, key, value = role_views.layout_of(parameter, ARCHITECTURE, array.shape).split(array)
     np.testing.assert_array_equal(query, array[:, :16].reshape(6, 2, 2, 4))
     np.testing.assert_array_equal(key, array[:, 16:24].reshape(6, 2, 4))
     np.testing.assert_array_equal(value, array[:, 24:].reshape(6, 2, 3))

@@ -16,7 +16,6 @@ from growth.expansion import jax_backend, numpy_backend
 from growth.expansion.accounts import ArrayAccount, source_account
 from growth.expansion.blocks import Kind, tile
 from growth.expansion.init_values import from_arrays
-from growth.expansion.role_views import split
 from tests.helpers import entry_by_entry
 from tests.helpers.entry_by_entry import random_case
 
@@ -32,18 +31,18 @@ def account_of(case):
 
 def with_numpy(array, case, arrays, fresh):
     """An array of the larger model by the numpy back end, with given free values."""
-    views = split(fresh[array.target.path], array.target, case.plan.target)
+    views = array.layout.split(fresh[array.target.path])
 
     def write_free(number, block, into):
         into[...] = views[number][tuple(slice(r.start, r.stop) for r in block.target)]
 
-    return numpy_backend.fold(array, arrays, case.plan, write_free)
+    return numpy_backend.fold(array, arrays, write_free)
 
 
 def with_jax(array, case, arrays, fresh):
     """The same by the JAX back end."""
     account = dataclasses.replace(account_of(case), arrays=((next(iter(arrays)), (array,)),))
-    grown = jax_backend.assemble(account, arrays, from_arrays(fresh, case.plan))
+    grown = jax_backend.assemble(account, arrays, from_arrays(fresh))
     return np.asarray(grown[array.target.path])
 
 
@@ -56,7 +55,7 @@ def test_blocks_tile_every_array(seed):
     account = account_of(case)
     assert [a.target.path for a in account] == [p.path for p in case.parameters(case.plan.target)]
     for array in account:
-        for view, blocks in zip(array.views, array.blocks, strict=True):
+        for view, blocks in zip(array.layout.views, array.blocks, strict=True):
             covered = np.zeros(view.shape, int)
             for block in blocks:
                 covered[tuple(slice(r.start, r.stop) for r in block.target)] += 1

@@ -37,7 +37,7 @@ def loss_of(architecture):
 
 
 def ones(array, number):
-    return jnp.ones(array.views[number].shape)
+    return jnp.ones(array.layout.views[number].shape)
 
 
 def marks(plan, axes):
@@ -45,7 +45,7 @@ def marks(plan, axes):
     named = tuple((word, Copy(n + 1.0)) for n, word in enumerate(axes))
     zero = jax.tree.map(np.zeros_like, random_parameters(plan.source))
     values = {Fresh(): init_values.zeros} | {mark: ones for _, mark in named}
-    chosen = init_values.by_policy(InitPolicy(Fresh(), named), values, plan)
+    chosen = init_values.by_policy(InitPolicy(Fresh(), named), values)
     marked = assemble(source_account(zero, plan, blueprint(plan.source)), zero, chosen)
     return jax.tree.map(lambda x: np.asarray(x) == 1, marked)
 

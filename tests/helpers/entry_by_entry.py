@@ -13,7 +13,7 @@ import numpy as np
 from growth import Architecture, Blueprint
 from growth.blueprints.notation import parse
 from growth.blueprints.parameters import Parameter, layers_of, siblings
-from growth.expansion.role_views import array_shape, role_views, split
+from growth.expansion.role_views import array_layout
 from growth.rules import roles
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.transformations import grow_to
@@ -92,7 +92,7 @@ class Case:
         """Random arrays of an architecture, by path."""
         draw = np.random.default_rng(seed)
         return {
-            p.path: (1 + draw.random(array_shape(p, architecture, FIXED))).astype(dtype)
+            p.path: (1 + draw.random(array_layout(p, architecture, FIXED).shape)).astype(dtype)
             for p in self.parameters(architecture)
         }
 
@@ -129,10 +129,8 @@ def grown(case, arrays, fresh):
 
 def _grown(parameter, case, arrays, result):
     plan = case.plan
-    views = role_views(parameter, plan.target, FIXED)
-    for number, (view, part) in enumerate(
-        zip(views, split(result, parameter, plan.target), strict=True)
-    ):
+    layout = array_layout(parameter, plan.target, FIXED)
+    for number, (view, part) in enumerate(zip(layout.views, layout.split(result), strict=True)):
         for index in itertools.product(*map(range, view.shape)):
             value = _value(
                 parameter, number, view, dict(zip(view.axes, index, strict=True)), case, arrays
@@ -193,8 +191,8 @@ def _old(parameter, number, index, origin, case, arrays):
             continue
         if origin is not None and origin not in source.layers:
             continue
-        view = role_views(source, plan.source, FIXED)[number]
-        part = split(arrays[source.path], source, plan.source)[number]
+        layout = array_layout(source, plan.source, FIXED)
+        view, part = layout.views[number], layout.split(arrays[source.path])[number]
         place = tuple(origin - first if axis == "layers" else index[axis] for axis in view.axes)
 
         def growth(axis):

@@ -14,7 +14,6 @@ import numpy as np
 from growth.expansion import jax_backend, numpy_backend
 from growth.expansion.accounts import source_account
 from growth.expansion.init_values import from_arrays
-from growth.expansion.role_views import split
 from tests.helpers.entry_by_entry import random_case
 
 DTYPES = (np.float64, np.float32, ml_dtypes.bfloat16)
@@ -25,17 +24,15 @@ def differing(case, dtype):
     plan = case.plan
     arrays, fresh = case.arrays(plan.source, 1, dtype), case.arrays(plan.target, 2, dtype)
     account = source_account(arrays, plan, case.blueprint)
-    grow = jax.jit(
-        lambda arrays, fresh: jax_backend.assemble(account, arrays, from_arrays(fresh, plan))
-    )
+    grow = jax.jit(lambda arrays, fresh: jax_backend.assemble(account, arrays, from_arrays(fresh)))
     grown = grow(arrays, fresh)
     for array in account:
-        views = split(fresh[array.target.path], array.target, plan.target)
+        views = array.layout.split(fresh[array.target.path])
 
         def write_free(number, block, into, views=views):
             into[...] = views[number][tuple(slice(r.start, r.stop) for r in block.target)]
 
-        found = numpy_backend.fold(array, arrays, plan, write_free)
+        found = numpy_backend.fold(array, arrays, write_free)
         other = np.asarray(grown[array.target.path])
         assert found.dtype == other.dtype == dtype
         yield int((found.view(np.uint8) != other.view(np.uint8)).sum())

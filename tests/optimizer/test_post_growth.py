@@ -35,7 +35,7 @@ def events_of(architecture):
 
 
 def constant(value):
-    return lambda array, number: jnp.full(array.views[number].shape, value)
+    return lambda array, number: jnp.full(array.layout.views[number].shape, value)
 
 
 def births(tree, events, rules):

@@ -10,7 +10,7 @@ import numpy as np
 from growth.architecture import Architecture
 from growth.blueprints.notation import parse
 from growth.blueprints.parameters import Parameter, siblings
-from growth.expansion.role_views import array_shape, fixed_sizes, role_views, split
+from growth.expansion.role_views import array_layout, layout_of
 from growth.huggingface.family import Family, TensorRule
 from growth.models import blueprint
 
@@ -31,7 +31,7 @@ def tensor_shape(
     """The shape of a tensor in the files of a family."""
     length = architecture.max_length + _row(parameter, family).skipped
     sizes = {"vocab": architecture.vocab_size, "length": length}
-    return array_shape(parameter, architecture, sizes)
+    return array_layout(parameter, architecture, sizes).shape
 
 
 def matching_views(
@@ -57,11 +57,10 @@ def matching_views(
     """
     row = _row(parameter, family)
     tensor = tensor[row.skipped :]
-    fixed = fixed_sizes(parameter, tensor.shape, architecture)
-    roles = role_views(parameter, architecture, fixed)
-    arrays = split(tensor, parameter, architecture)
+    layout = layout_of(parameter, architecture, tensor.shape)
+    arrays = layout.split(tensor)
     layer = parameter.layers.start if parameter.layers else None
-    for role, in_tensor, path in zip(roles, arrays, row.reference, strict=True):
+    for role, in_tensor, path in zip(layout.views, arrays, row.reference, strict=True):
         in_reference, axes = _reference_view(reference, path, layer, architecture)
         # Heads that all have their own keys are groups of one.
         missing = [axis for axis in axes if axis not in role.axes]
@@ -87,9 +86,8 @@ def _reference_view(
         first, number = next(run for run in architecture.layer_runs if layer < sum(run))
         parameter = Parameter(rule, (("layers", first),), "", range(first, first + number))
     array = arrays[parameter.name]
-    fixed = fixed_sizes(parameter, array.shape, architecture)
-    (role,) = role_views(parameter, architecture, fixed)
-    (view,) = split(array, parameter, architecture)
+    layout = layout_of(parameter, architecture, array.shape)
+    (role,), (view,) = layout.views, layout.split(array)
     if layer is None:
         return view, role.axes
     return view[layer - parameter.layers.start], role.axes[1:]

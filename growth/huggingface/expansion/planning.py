@@ -16,7 +16,7 @@ from growth.blueprints.parameters import Parameter, siblings
 from growth.errors import InputError
 from growth.expansion.initialization import GradMax, InitPolicy, init_policy
 from growth.expansion.numpy_backend import grow_array, source_of
-from growth.expansion.role_views import array_shape, fixed_sizes
+from growth.expansion.role_views import array_layout, fixed_sizes
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
 from growth.huggingface.checkpoint_files import parse_bytes, shard
 from growth.huggingface.config_map import grown_config, with_defaults
@@ -39,6 +39,19 @@ class CheckpointExpansion:
       seed: decides them.
       shards: the tensors of each file of the result, by their names in the family's table.
       targets: what each tensor of the result is, by that name.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> expansion = huggingface.plan_expansion("checkpoint", mlp_dim=24)
+      >>> expansion.config["intermediate_size"]
+      24
+      >>> expansion.grow("model.layers.0.mlp.up_proj.weight").shape
+      (24, 8)
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, table 1.
+      The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
 
     source: Checkpoint
@@ -85,7 +98,13 @@ class CheckpointExpansion:
         old = self.source.read(self.source_name(name))
         dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
-            self.targets[name], old, self.plan, self.init, self._initializer, self.seed, dtype
+            self.targets[name],
+            old,
+            self.plan,
+            policy=self.init,
+            initializer=self._initializer,
+            seed=self.seed,
+            dtype=dtype,
         )
 
     def source_name(self, name: str) -> str:
@@ -141,6 +160,16 @@ def plan_expansion(
     Raises:
       InputError: one of these is wrong, the checkpoint is broken or of an unknown family, or there
         is no exact way; the message says which and what would be.
+
+    Examples:
+      >>> from growth import huggingface
+      >>> expansion = huggingface.plan_expansion("checkpoint", mlp_dim=24, num_layers=2)
+      >>> print(expansion.plan)
+      num_layers 1 → 2; mlp_dim 16 → 24; new layers at 1
+
+    References:
+      Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
+      Architectures*, arXiv 2308.06103, section 3.
     """
     policy = _policy(init)
     if seed < 0:
@@ -199,5 +228,6 @@ def _targets(checkpoint: Checkpoint, plan: GrowthPlan) -> dict[str, Parameter]:
 def _spec(target: Parameter, checkpoint: Checkpoint, plan: GrowthPlan) -> TensorSpec:
     source = source_of(target, plan)
     old = checkpoint.spec(source.name)
-    shape = array_shape(target, plan.target, fixed_sizes(source, old.shape, plan.source))
+    fixed = fixed_sizes(source, plan.source, old.shape)
+    shape = array_layout(target, plan.target, fixed).shape
     return TensorSpec(shape, old.dtype)
