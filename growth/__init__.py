@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from growth.optimizer.state_expansion import OptimizerStateError as OptimizerStateError
     from growth.optimizer.state_expansion import expand_optimizer_state as expand_optimizer_state
     from growth.optimizer.state_fields import register_optimizer_state as register_optimizer_state
+    from growth.rules.composition import compose as compose
+    from growth.rules.composition import grow_to as grow_to
     from growth.rules.growth_plan import GrowthError as GrowthError
     from growth.rules.growth_plan import GrowthPlan as GrowthPlan
     from growth.rules.growth_plan import plan as plan
     from growth.rules.transformations import Transformation as Transformation
     from growth.rules.transformations import attention_expansion as attention_expansion
-    from growth.rules.transformations import compose as compose
-    from growth.rules.transformations import grow_to as grow_to
     from growth.rules.transformations import head_addition as head_addition
     from growth.rules.transformations import heads_expansion as heads_expansion
     from growth.rules.transformations import (
@@ -54,10 +54,10 @@ _HOMES: dict[str, str] = {
     "Transformation": "growth.rules.transformations",
     "attention_expansion": "growth.rules.transformations",
     "certify": "growth.certification.certification",
-    "compose": "growth.rules.transformations",
+    "compose": "growth.rules.composition",
     "expand": "growth.expansion.parameters",
     "expand_optimizer_state": "growth.optimizer.state_expansion",
-    "grow_to": "growth.rules.transformations",
+    "grow_to": "growth.rules.composition",
     "head_addition": "growth.rules.transformations",
     "heads_expansion": "growth.rules.transformations",
     "hidden_dimension_expansion": "growth.rules.transformations",

@@ -16,8 +16,8 @@ from growth.errors import InputError
 from growth.expansion.initialization import FRESH, InitPolicy, init_policy
 from growth.optimizer.moment_init import POLICIES
 from growth.optimizer.post_growth import Rewarming
+from growth.rules.composition import grow_to
 from growth.rules.growth_plan import GrowthPlan
-from growth.rules.transformations import grow_to
 
 _SIZES = tuple(field.name for field in dataclasses.fields(grow_to))
 _OPTIONS = ("init", "moments", "rewarming")

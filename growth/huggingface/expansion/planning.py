@@ -22,9 +22,9 @@ from growth.huggingface.checkpoint_files import parse_bytes, shard
 from growth.huggingface.config_map import grown_config, with_defaults
 from growth.huggingface.model_cost import ModelCost, model_cost_of
 from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
+from growth.rules.composition import grow_to
 from growth.rules.growth_plan import GrowthError, GrowthPlan
 from growth.rules.roles import GAINS
-from growth.rules.transformations import grow_to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
