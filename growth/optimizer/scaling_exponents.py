@@ -1,4 +1,4 @@
-"""The exponent of every moment that an optimizer keeps, found by running it.
+"""The gradient scaling exponent of every moment that an optimizer keeps, found by running it.
 
 The same type of state is used for moments of gradients and for moments of what other
 transformations have made of them: a momentum behind Adam does not depend on the scale of a gradient
@@ -130,7 +130,7 @@ def _run(what: ScalingExponents, params: Any, gradients: Any) -> Any:
         try:
             for tree in gradients:
                 _, state = update(tree, state, params, **more)
-        except Exception:  # what it is that is missing, any kind of error may say
+        except (TypeError, ValueError):  # so optax says that an argument is missing
             continue
         return state
     return None
@@ -140,10 +140,11 @@ def _power(begun: Any, also_begun: Any, one: Any, other: Any) -> float:
     """The power of the factor by which what a leaf has gathered differs in two runs."""
     if not jnp.issubdtype(jnp.result_type(one), jnp.floating):
         return math.nan
-    one, other = (
-        np.abs(np.asarray(x, np.float64) - np.asarray(first, np.float64)).ravel()
-        for x, first in ((one, begun), (other, also_begun))
-    )
+    with np.errstate(invalid="ignore"):  # some begin at infinity
+        one, other = (
+            np.abs(np.asarray(x, np.float64) - np.asarray(first, np.float64)).ravel()
+            for x, first in ((one, begun), (other, also_begun))
+        )
     there = (one > 0) & (other > 0) & np.isfinite(one) & np.isfinite(other)
     if not there.any():
         return math.nan

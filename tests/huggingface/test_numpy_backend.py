@@ -1,10 +1,12 @@
-"""Growth of one array at a time makes what growth of a whole tree makes, to the last bit."""
+"""Tensors of a checkpoint, one at a time: those of a whole tree, and fresh where they are free."""
 
-import jax
 import numpy as np
 import pytest
 
 import growth
+from growth.expansion import numpy_backend
+from growth.expansion.accounts import array_account
+from growth.expansion.blocks import Kind
 from growth.huggingface import plan_expansion
 from tests.helpers.networks import first
 from tests.helpers.small_models import CONFIGS, make, steps
@@ -18,27 +20,68 @@ def planned(name, tmp_path, **options):
     return plan_expansion(directory, **steps(name)["all"] | options)
 
 
-@pytest.mark.parametrize(
-    "name", first(CONFIGS, "llama", "gemma2", "gpt2", "gpt_neox", "olmo", "opt", "phi3", "mixtral")
-)
-def test_the_same_as_of_a_whole_tree(name, tmp_path):
-    """Free values are taken from the result: then everything else must be equal."""
+NAMES = first(CONFIGS, "llama", "gemma2", "gpt2", "gpt_neox", "olmo", "opt", "phi3", "mixtral")
+
+
+def random_like(specs, seed):
+    """Arrays of given shapes, in which no two numbers are equal and none is zero."""
+    draw = np.random.default_rng(seed)
+    return {name: 1 + draw.random(spec.shape) for name, spec in specs.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_is_that_of_a_whole_tree_to_the_last_bit(name, tmp_path):
+    """Both are given the same free values, which neither can have made itself."""
     expansion = planned(name, tmp_path)
-    source = expansion.source
+    plan, source = expansion.plan, expansion.source
+    old = {name: source.read(name).astype(np.float64) for name in source.parameters}
+    fresh = random_like(expansion.specs, 1)
+    expected = growth.expand(old, plan, blueprint=source.family.blueprint, fresh=fresh)
+    assert expected.keys() == expansion.targets.keys()
+    for name, target in expansion.targets.items():
+        shapes = {key: value.shape for key, value in old.items()}
+        account = array_account(target, plan, shapes)
+        found = numpy_backend.fold(account, old, copy_of(account, fresh[name]))
+        np.testing.assert_array_equal(found, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_free_entries_are_those_of_an_initializer_and_all_others_what_growth_makes(name, tmp_path):
+    expansion = planned(name, tmp_path)
+    plan, source = expansion.plan, expansion.source
     old = {name: source.read(name) for name in source.parameters}
-    grown = {name: expansion.grow(name) for name in expansion.targets}
-    # Zero biases are free values here, which expand refuses outside of a compiled function.
-    expand = jax.jit(
-        lambda old, fresh: growth.expand(
-            old, expansion.plan, blueprint=source.family.blueprint, fresh=fresh
+    looked_at = 0
+    for name, target in expansion.targets.items():
+        account = array_account(target, plan, {key: value.shape for key, value in old.items()})
+        found = expansion.grow(name)
+        np.testing.assert_array_equal(
+            found, numpy_backend.fold(account, old, copy_of(account, found), dtype=found.dtype)
         )
-    )
-    expected = expand(old, grown)
-    assert expected.keys() == grown.keys()
-    for key, value in grown.items():
-        assert value.shape == expansion.specs[key].shape
-        # One sums in another order where a mean is taken.
-        np.testing.assert_allclose(value, expected[key], rtol=1e-13, atol=1e-15, err_msg=key)
+        for view, blocks, part in zip(
+            account.layout.views, account.blocks, account.layout.split(found), strict=True
+        ):
+            for block in (block for block in blocks if block.kind is Kind.FREE):
+                values = part[tuple(slice(r.start, r.stop) for r in block.target)]
+                center, deviation = expansion._initializer(name, view.role)
+                if not deviation:
+                    assert (values == center).all(), name
+                    continue
+                looked_at += values.size
+                assert np.abs(values - center).max() < 4.5 * deviation, name
+                assert len(np.unique(values)) > 0.9 * values.size, name
+                error = values.std() / deviation - 1
+                assert abs(error) < 5 / np.sqrt(2 * values.size), name
+    assert looked_at > 1000
+
+
+def copy_of(account, found):
+    """Writes the free entries that an array has already."""
+    views = account.layout.split(found)
+
+    def write_free(number, block, into):
+        into[...] = views[number][tuple(slice(r.start, r.stop) for r in block.target)]
+
+    return write_free
 
 
 def test_free_values_depend_on_the_seed_and_the_name_alone(tmp_path):
