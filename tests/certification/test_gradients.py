@@ -30,27 +30,6 @@ def gradient(architecture):
     return jax.jit(jax.grad(functools.partial(loss, architecture)))
 
 
-def old_entries(old, new, plan):
-    """Each array of the source with the entries of the grown tree that continue it."""
-    new = by_layer(new, plan.target)
-    for (layer, name), array in by_layer(old, plan.source).items():
-        target = new[None if layer is None else plan.layer_sources.index(layer), name]
-        places = networks.old_places(
-            name, array.shape, target.shape, plan.source.position == "rope"
-        )
-        yield layer, name, np.asarray(array), np.asarray(target)[places]
-
-
-def factor(name, layer, plan):
-    """What growth multiplies a parameter by (Gesmundo & Maile, definitions 3.4 and 3.5)."""
-    if name.endswith("norm/scale"):
-        return (plan.source.embed_dim / plan.target.embed_dim) ** 0.5
-    if name.startswith("attention/key/"):
-        target = plan.target.layers[plan.layer_sources.index(layer)]
-        return (target.qk_dim / plan.source.layers[layer].qk_dim) ** 0.5
-    return 1.0
-
-
 RMSNORM = {
     "paper": ARCHITECTURES["paper"],
     "llama": ARCHITECTURES["llama"],
@@ -65,15 +44,20 @@ def test_old_entries_keep_their_gradient_over_the_factor_of_the_parameter(name):
     plan = networks.all_steps(architecture)(architecture)
     parameters = random_parameters(architecture)
     grown = growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
-    for layer, array, old, new in old_entries(parameters, grown, plan):
-        np.testing.assert_allclose(new, old * factor(array, layer, plan), rtol=1e-15)
+    for layer, array, old, new in networks.old_entries(parameters, grown, plan):
+        np.testing.assert_allclose(
+            new, old * networks.growth_factor(array, layer, plan), rtol=1e-15
+        )
 
     before, after = gradient(architecture)(parameters), gradient(plan.target)(grown)
-    for layer, array, old, new in old_entries(before, after, plan):
+    for layer, array, old, new in networks.old_entries(before, after, plan):
         scale = np.abs(old).max()
         assert scale > 0 or array == "attention/key/bias"
         np.testing.assert_allclose(
-            new, old / factor(array, layer, plan), rtol=0, atol=1e-10 * scale + 1e-16
+            new,
+            old / networks.growth_factor(array, layer, plan),
+            rtol=0,
+            atol=1e-10 * scale + 1e-16,
         )
 
 
@@ -137,22 +121,40 @@ def assert_alive(gradients, parameters, plan):
     assert found == plan.target.num_parameters - plan.source.num_parameters
 
 
+def grown_axes(plan):
+    """The axes along which some layer has more units than it had, by its sizes."""
+    axes = {"embed"} if plan.target.embed_dim > plan.source.embed_dim else set()
+    for layer, origin in zip(plan.target.layers, plan.layer_sources, strict=True):
+        if origin is not None:
+            old = plan.source.layers[origin]
+            pairs = dict(
+                mlp=(layer.mlp_dim, old.mlp_dim),
+                qk=(layer.qk_dim, old.qk_dim),
+                v=(layer.v_dim, old.v_dim),
+                kv_heads=(layer.num_kv_heads, old.num_kv_heads),
+                group=(layer.num_heads // layer.num_kv_heads, old.num_heads // old.num_kv_heads),
+            )
+            axes |= {axis for axis, (new, before) in pairs.items() if new > before}
+    return axes
+
+
 def assert_distinct(parameters, plan):
-    """No two units are equal along an axis that has grown, and no two layers."""
+    """No two units are equal along an axis that has grown, and no new layer is another one."""
     arrays = by_layer(parameters, plan.target)
-    grown = {name for name in plan.changes if name != "norm_eps"}
-    axes = {"embed_dim": "embed", "mlp_dim": "mlp", "qk_dim": "qk", "v_dim": "v"}
-    axes |= {"num_heads": "group", "num_kv_heads": "kv_heads"}
+    compared = set()
     for (layer, name), array in arrays.items():
         for place, axis in enumerate(networks.axes_of(name)):
-            if axis in {axes.get(field) for field in grown} and array.ndim > 1:
+            if axis in grown_axes(plan) and array.ndim > 1:
+                compared.add(axis)
                 units = np.moveaxis(np.asarray(array), place, 0)
-                for one, other in itertools.combinations(units, 2):
-                    assert (one != other).any(), f"{name} in layer {layer}: equal along {axis}"
-    for (layer, name), (later, again) in itertools.combinations(arrays, 2):
-        if name == again and None not in (layer, later):
-            one, other = arrays[layer, name], arrays[later, name]
-            assert one.shape != other.shape or one.ndim == 1 or (one != other).any(), name
+                assert len(np.unique(units, axis=0)) == len(units), f"{name} in {layer}: {axis}"
+    new = {layer for layer, origin in enumerate(plan.layer_sources) if origin is None}
+    for (layer, name), (other, again) in itertools.permutations(arrays, 2):
+        one, two = arrays[layer, name], arrays[other, again]
+        if name == again and layer in new and other is not None and one.shape == two.shape:
+            compared.add(layer)
+            assert one.ndim == 1 or (one != two).any(), f"{name} in layers {layer} and {other}"
+    assert compared == grown_axes(plan) | new
 
 
 # A unit that ReLU holds inactive on all of the few tokens here would have no gradient.

@@ -187,15 +187,15 @@ def test_growing_twice_is_growing_once(tmp_path):
 def test_what_is_not_the_same_function_leaves_nothing(tmp_path, monkeypatch):
     """An epsilon that is not scaled is found, and there is no output."""
     make("llama, biases, scaled rotary, tied, epsilon 1e-3", tmp_path / "source")
-    real = growth_plan.scaled_epsilon
+    right = expand_checkpoint(tmp_path / "source", tmp_path / "right", embed_dim=36)
+    assert right.exact <= 1e-12
     monkeypatch.setattr(growth_plan, "scaled_epsilon", lambda arch, embed: arch.norm_eps)
     monkeypatch.setattr(
         "growth.rules.transformations.scaled_epsilon", lambda arch, embed: arch.norm_eps
     )
     with pytest.raises(VerificationError, match=r"logits differ by \d\.\de-0\d in float64"):
         expand_checkpoint(tmp_path / "source", tmp_path / "grown", embed_dim=36)
-    assert real is not growth_plan.scaled_epsilon
-    assert not list(tmp_path.glob("grown*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "right"}
 
 
 def test_verification_says_why_it_cannot_be_done(tmp_path, monkeypatch):
