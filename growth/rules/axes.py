@@ -6,7 +6,7 @@ anything else needs to know of an axis stands in its row here.
 
 import dataclasses
 
-from growth.architecture import Architecture
+from growth.architecture import LAYER_FIELDS, Architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ BY_NAME: dict[str, Axis] = {axis.name: axis for axis in TABLE}
 # The names, in the order of the table.
 AXES: tuple[str, ...] = tuple(BY_NAME)
 
-# The fields of an architecture that say how long axes are, in its own order.
-SIZE_FIELDS: tuple[str, ...] = tuple(
+# The fields of an architecture that say how long axes are, in its own order: of layers, of all.
+LAYER_SIZE_FIELDS: tuple[str, ...] = tuple(
+    name for name in LAYER_FIELDS if name in {axis.field for axis in TABLE if axis.per_layer}
+)
+SHARED_SIZE_FIELDS: tuple[str, ...] = tuple(
     field.name
     for field in dataclasses.fields(Architecture)
-    if field.name in {axis.field for axis in TABLE}
-)
-LAYER_SIZE_FIELDS: tuple[str, ...] = tuple(
-    name for name in SIZE_FIELDS if name in {axis.field for axis in TABLE if axis.per_layer}
+    if field.name in {axis.field for axis in TABLE if not axis.per_layer}
 )
 
 TRANSFORMATIONS: tuple[str, ...] = tuple(dict.fromkeys(axis.transformation for axis in TABLE))

@@ -9,14 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from growth.architecture import Architecture, LayerShape
+from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
 from growth.errors import InputError
 from growth.rules import feasibility
-from growth.rules.axes import LAYER_SIZE_FIELDS, SIZE_FIELDS
+from growth.rules.axes import LAYER_SIZE_FIELDS, SHARED_SIZE_FIELDS
 
-# What growth changes besides sizes, so that the function stays; `window` follows its layer.
-_FOLLOWING = ("rope_theta", "window", "norm_eps")
-_GROWING = (*SIZE_FIELDS, *_FOLLOWING)
+# What growth may change: sizes, and what must follow them so that the function stays.
+_GROWING = (*LAYER_FIELDS, *SHARED_SIZE_FIELDS, "norm_eps")
 
 
 class GrowthError(InputError):

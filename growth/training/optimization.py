@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growth.optimizer.post_growth import Event, correct_by_age, rewarm
+from growth.optimizer.post_growth import GrowthEvent, correct_by_age, rewarm
 from growth.training.config import TrainConfig
 from growth.training.config_sections import OptimizerConfig
 from growth.training.schedule import Stage, training_flops
@@ -63,7 +63,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW behind clipping by global norm. One optimizer serves all stages of a run."""
     settings, stages = config.optimizer, config.stages
     events = [
-        Event(stage.start, stage.plan, stage.moments == "age", stage.rewarming)
+        GrowthEvent(stage.start, stage.plan, stage.moments == "age", stage.rewarming)
         for stage in stages
         if stage.plan is not None
     ]

@@ -14,7 +14,7 @@ from growth.expansion.accounts import source_account
 from growth.expansion.jax_backend import assemble
 from growth.models import blueprint
 from growth.optimizer import entry_age
-from growth.optimizer.post_growth import Event, Rewarming, correct_by_age, rewarm
+from growth.optimizer.post_growth import GrowthEvent, Rewarming, correct_by_age, rewarm
 from growth.training.schedule import ScheduleError, stages
 from tests.helpers import foreign_models, networks
 from tests.helpers.networks import ARCHITECTURES, KEY, random_parameters
@@ -93,7 +93,7 @@ def test_new_entries_are_corrected_by_their_own_age():
     """They are updated as Adam would that began with them; old ones as if nothing had happened."""
     architecture = ARCHITECTURES["llama"]
     (_, plan), *_ = events_of(architecture)
-    event = Event(30, plan, by_age=True)
+    event = GrowthEvent(30, plan, by_age=True)
     adam = optax.scale_by_adam(b1=0.9, b2=0.99, eps=0.0)
     tx = optax.chain(adam, correct_by_age([event], b1=0.9, b2=0.99))
     small = random_parameters(architecture)
@@ -128,8 +128,8 @@ def test_the_rate_of_entries_rises_after_growth(entries):
     (_, first), (_, second), _ = events_of(architecture)
     ramp = Rewarming(4, start=0.2, entries=entries)
     events = [
-        Event(3, first, rewarming=ramp),
-        Event(5, second, rewarming=Rewarming(2, 0.5, "constant", "new")),
+        GrowthEvent(3, first, rewarming=ramp),
+        GrowthEvent(5, second, rewarming=Rewarming(2, 0.5, "constant", "new")),
     ]
     tx = rewarm(events)
     trees = [
@@ -160,9 +160,9 @@ def test_without_such_events_updates_stay():
     (_, plan), *_ = events_of(ARCHITECTURES["paper"])
     tree = random_parameters(ARCHITECTURES["paper"])
     for tx in (
-        correct_by_age([Event(3, plan)], b1=0.9, b2=0.99),
+        correct_by_age([GrowthEvent(3, plan)], b1=0.9, b2=0.99),
         rewarm([]),
-        rewarm([Event(3, plan)]),
+        rewarm([GrowthEvent(3, plan)]),
     ):
         updates, state = tx.update(tree, tx.init(tree))
         assert all(a is b for a, b in zip(*map(jax.tree.leaves, (updates, tree)), strict=True))
@@ -171,7 +171,7 @@ def test_without_such_events_updates_stay():
 
 def test_updates_that_fit_no_stage_are_refused():
     (_, plan), *_ = events_of(ARCHITECTURES["paper"])
-    tx = rewarm([Event(3, plan, rewarming=Rewarming(2))])
+    tx = rewarm([GrowthEvent(3, plan, rewarming=Rewarming(2))])
     other = random_parameters(ARCHITECTURES["gpt2"])
     with pytest.raises(growth.BlueprintError):
         tx.update(other, tx.init(other))
