@@ -223,6 +223,7 @@ def test_a_run_that_diverges_stops(uninterrupted, config, tmp_path, capsys):
 
 
 def test_every_growth_is_certified_where_the_config_says_so(config, tmp_path):
+    """Each certificate is of its own growth, with the optimizer that the run goes on with."""
     config.certify = True
     config.samples.prompts = ()
     train(parse(config), tmp_path / "run")
