@@ -8,9 +8,14 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growth import architecture as architecture
+    from growth import blueprints as blueprints
+    from growth import certification as certification
+    from growth import expansion as expansion
     from growth import huggingface as huggingface
     from growth import models as models
     from growth import optimizer as optimizer
+    from growth import rules as rules
     from growth import training as training
     from growth.architecture import Architecture as Architecture
     from growth.architecture import ArchitectureError as ArchitectureError

@@ -37,11 +37,6 @@ FLOORS = (
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-# Pairs of rooms on one floor, the first of which may import the second, and why.
-NEIGHBOURS = {
-    ("huggingface", "certification"): "what counts as exact is written down once, in tolerances",
-}
-
 # These map plain pytrees, and know no module system, no files of others and no terminal.
 CORE = ("architecture", "rules", "blueprints", "expansion", "optimizer", "certification")
 LIBRARIES_OF_CORE = {"chex", "einops", "jax", "jaxtyping", "numpy", "optax"}
@@ -49,6 +44,8 @@ LIBRARIES_OF_CORE = {"chex", "einops", "jax", "jaxtyping", "numpy", "optax"}
 # The only places that open a library: the rest of growth works where it is not installed.
 PLACES = {
     "absl": ("growth.cli",),
+    "cyclopts": ("growth.cli",),
+    "docstring_parser": ("growth.cli",),
     "flax": ("growth.models",),
     "grain": ("growth.training",),
     "matplotlib": ("growth.training.report",),
@@ -150,14 +147,9 @@ def test_every_module_stands_in_a_room():
 def test_imports_lead_down(module):
     for other in imports(module):
         here, there = room_of(module), room_of(other)
-        if other.partition(".")[0] != "growth" or here == there or (here, there) in NEIGHBOURS:
+        if other.partition(".")[0] != "growth" or here == there:
             continue
         assert FLOOR_OF[there] < FLOOR_OF[here], f"{module} imports {other}"
-
-
-def test_neighbours_that_are_named_are_neighbours():
-    assert set(NEIGHBOURS) <= set(arrows())
-    assert all(FLOOR_OF[one] == FLOOR_OF[other] for one, other in NEIGHBOURS)
 
 
 def test_there_is_no_circle():

@@ -22,10 +22,10 @@ from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for
 from growth.certification import trainability
 from growth.certification.certificate import Certificate, Preservation
-from growth.certification.tolerances import PROMISED
 from growth.errors import InputError
 from growth.expansion.parameters import expand
 from growth.rules.growth_plan import GrowthPlan
+from growth.rules.tolerances import PROMISED
 
 _DTYPES = ("float64", "float32", "bfloat16")
 

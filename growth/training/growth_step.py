@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from growth.certification.certificate import CertificateError
 from growth.certification.certification import certify
-from growth.certification.tolerances import MEASURED_IN_FLOAT32
 from growth.expansion.parameters import expand
 from growth.optimizer import expand_optimizer_state
+from growth.rules.tolerances import MEASURED_IN_FLOAT32
 from growth.training.config import TrainConfig
 from growth.training.formatting import format_count
 from growth.training.run.logging import log_growth

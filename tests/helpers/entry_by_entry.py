@@ -15,8 +15,8 @@ from growth.blueprints.notation import parse
 from growth.blueprints.parameters import Parameter, layers_of, siblings
 from growth.expansion.role_views import array_layout
 from growth.rules import roles
-from growth.rules.growth_plan import GrowthPlan
 from growth.rules.composition import grow_to
+from growth.rules.growth_plan import GrowthPlan
 
 FIXED = {"vocab": 5, "copies": 2}
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.certification.tolerances import MEASURED_BY_TRANSFORMERS, PROMISED
 from growth.errors import InputError
 from growth.huggingface.expansion import writing
 from growth.huggingface.expansion.planning import CheckpointExpansion
@@ -25,6 +24,7 @@ from growth.huggingface.expansion.transformers_models import (
     load_model,
 )
 from growth.huggingface.tensor_files import DTYPES
+from growth.rules.tolerances import MEASURED_BY_TRANSFORMERS, PROMISED
 
 _SEQUENCES, _LENGTH = 2, 256
 _PROMPT, _GENERATED = 16, 32
