@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 from growth.errors import InputError
-from growth.rules.axes import AXES
+from growth.rules.axes import AXES, BY_NAME
 from growth.rules.roles import ROLES
 
 # Names that a person may take for an axis that grows. A name that is no axis is left alone, so
@@ -110,7 +110,8 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.P
         if not name.isdecimal() and (max(uses) > 1 or (sum(uses) > 1 and name != "layers")):
             raise wrong(f"the axis {name!r} stands there twice")
         if name in AXES and not any(role_axis(name, r, len(roles) > 1) for r in roles):
-            raise wrong(f"a parameter of role {role!r} has no axis {name!r}")
+            words = BY_NAME[name].words
+            raise wrong(f"a parameter of role {role!r} has no axis {name!r} ({words})")
     if ("role" in rule.axes) != (len(roles) > 1):
         raise wrong("an axis `role` stands there if, and only if, there are several roles")
     pattern = "".join(

@@ -12,7 +12,7 @@ from growth.errors import InputError
 from growth.rules.growth_plan import GrowthPlan
 
 # Flags that apply to one kind of checkpoint alone.
-OF_RUNS = ("step", "moments")
+OF_RUNS = ("step", "moments", "growth_tolerance")
 OF_HUGGING_FACE = ("dtype", "max_shard_size", "verify")
 
 

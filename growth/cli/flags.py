@@ -126,6 +126,8 @@ class Expand:
         given.
       step: Which checkpoint of a run; the newest if not given.
       moments: How second moments of a run's new entries begin. zeros if not given.
+      growth_tolerance: How far logits of a run may move, relative to the largest; what growth
+        promises, or the run's config says, if not given.
     """
 
     source: str
@@ -138,6 +140,7 @@ class Expand:
     verify: bool | None = None
     step: int | None = None
     moments: Literal["zeros", "mean", "age"] | None = None
+    growth_tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

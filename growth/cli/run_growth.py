@@ -22,7 +22,8 @@ def expand(flags: Expand) -> None:
 def _planned(flags: Plan | Expand) -> RunExpansion:
     options = dict(init=flags.init or "fresh", moments=flags.moments or "zeros")
     growth = flags.sizes.growth_step() | options
-    expansion = plan_run(str(flags.source), growth, flags.step)
+    tolerance = flags.growth_tolerance if isinstance(flags, Expand) else None
+    expansion = plan_run(str(flags.source), growth, flags.step, growth_tolerance=tolerance)
     plan = expansion.plan
     rows = [(name, str(old), str(new)) for name, (old, new) in plan.changes.items()]
     counts = [f"{arch.num_parameters:,}" for arch in (plan.source, plan.target)]

@@ -83,14 +83,15 @@ def test_flags_of_hugging_face_are_refused_for_a_run(command, flag, run, capsys)
     assert message == f"{name} applies to a checkpoint of Hugging Face, but {run} is that of a run"
 
 
-@pytest.mark.parametrize("command", ["expand", "plan"])
-def test_flags_of_runs_are_refused_for_a_checkpoint(command, checkpoint, capsys):
-    output = ["--output=new"] if command == "expand" else []
-    given = ["--moments=zeros", "--step=0"]
-    message = refusal(capsys, command, f"--source={checkpoint}", *output, "--mlp_dim=9", *given)
-    assert message == (
-        f"--step, --moments apply to a checkpoint of a run, but {checkpoint} is none of a run"
-    )
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("expand", ["--output=new", "--growth_tolerance=1e-3"]), ("plan", [])],
+)
+def test_flags_of_runs_are_refused_for_a_checkpoint(command, more, checkpoint, capsys):
+    given = [*more, "--moments=zeros", "--step=0"]
+    message = refusal(capsys, command, f"--source={checkpoint}", "--mlp_dim=9", *given)
+    names = "--step, --moments" + ", --growth_tolerance" * (command == "expand")
+    assert message == (f"{names} apply to a checkpoint of a run, but {checkpoint} is none of a run")
 
 
 def test_flags_that_apply_are_not_refused(run, checkpoint, capsys):
