@@ -81,7 +81,7 @@ def with_fill(role, axis, fill):
     return dataclasses.replace(ROLES[role], fills={**ROLES[role].fills, axis: fill})
 
 
-def problems(name, plan=None, fresh=None, check_life=False):
+def problems(name, plan=None, fresh=None, check_gradients=False):
     """What the certificate says of growth as it is now, mutated or not."""
     right, parameters, values = grown(name)
     plan, fresh = plan or right, fresh or values
@@ -95,7 +95,7 @@ def problems(name, plan=None, fresh=None, check_life=False):
         grown=made,
         batch=TOKENS,
         dtypes=["float64"],
-        check_gradients=check_life,
+        check_gradients=check_gradients,
     )
     return certificate.problems
 
@@ -108,7 +108,7 @@ def forget_mutants():
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_what_is_not_mutated_is_certified(name):
-    assert problems(name, check_life=True) == ()
+    assert problems(name, check_gradients=True) == ()
 
 
 FIXED = [
@@ -219,7 +219,7 @@ def test_a_free_value_that_is_zero_is_caught(role, axis, step, monkeypatch):
     """Zero on both sides of a contraction is dead for ever."""
     plan = step(JUDGES["llama"])
     fresh = random_parameters(plan.target, seed=1)
-    assert problems("llama", plan, fresh, check_life=True) == ()
+    assert problems("llama", plan, fresh, check_gradients=True) == ()
     monkeypatch.setitem(ROLES, role, with_fill(role, axis, ZERO))
-    found = problems("llama", plan, fresh, check_life=True)
+    found = problems("llama", plan, fresh, check_gradients=True)
     assert any("new entries get no gradient" in problem for problem in found)

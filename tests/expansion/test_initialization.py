@@ -63,7 +63,7 @@ def test_words_are_read():
 
 
 @pytest.mark.parametrize(
-    ("free", "message"),
+    ("init", "message"),
     [
         ("zeros", "zeros are refused: the other side of the product is zero already"),
         ({"mlp_in": "zero"}, "zeros are refused"),
@@ -77,10 +77,10 @@ def test_words_are_read():
         ({"query": 1}, "init is 1, but"),
     ],
 )
-def test_what_is_no_choice_is_refused_by_name(free, message):
+def test_what_is_no_policy_is_refused_by_name(init, message):
     plan = growth.mlp_expansion(9)(ARCHITECTURES["paper"])
     with pytest.raises(InputError, match=message):
-        growth.expand(source("paper"), plan, key=KEY, init=free)
+        growth.expand(source("paper"), plan, key=KEY, init=init)
 
 
 def test_a_tree_of_zeros_is_refused_where_it_would_never_learn():
@@ -240,8 +240,8 @@ def test_each_gradmax_ends_after_its_own_steps():
     fresh, loss = random_parameters(plan.target, seed=1), loss_of(plan.target)
     trees = []
     for steps in (1, 3):
-        free = {"mlp_expansion": "gradmax:1", "heads_expansion": f"gradmax:{steps}"}
-        trees.append(growth.expand(source("paper"), plan, fresh=fresh, init=free, loss=loss))
+        init = {"mlp_expansion": "gradmax:1", "heads_expansion": f"gradmax:{steps}"}
+        trees.append(growth.expand(source("paper"), plan, fresh=fresh, init=init, loss=loss))
     up, value = (
         [np.asarray(tree["layers_0"][part][name]["kernel"]) for tree in trees]
         for part, name in (("mlp", "up"), ("attention", "value"))
@@ -265,7 +265,7 @@ def test_gradmax_works_on_any_model_with_a_blueprint():
     )
     zero_side = gradmax.zero_sides(source_account(tree, plan, model.blueprint), tree)
     before, after = (
-        gradmax.first_gradient(loss, expand(init=free), zero_side) for free in ("fresh", "gradmax")
+        gradmax.first_gradient(loss, expand(init=init), zero_side) for init in ("fresh", "gradmax")
     )
     assert after > 1.2 * before
 

@@ -65,12 +65,12 @@ def test_a_step_preserves_the_function_in_float32(name, step_name):
             assert difference(old, new) <= EXACT_FLOAT32
 
 
-@pytest.mark.parametrize("free", ["fresh", "copy"])
+@pytest.mark.parametrize("init", ["fresh", "copy"])
 @pytest.mark.parametrize("name", networks.first(ARCHITECTURES, "llama", "gpt2"))
-def test_free_values_from_the_initializer_and_from_copies(name, free):
+def test_free_values_from_the_initializer_and_from_copies(name, init):
     plan = plan_of(name, "all")
     parameters, old = source(name)
-    grown = growth.expand(parameters, plan, key=KEY, init=free)
+    grown = growth.expand(parameters, plan, key=KEY, init=init)
     assert difference(old, logits(plan.target, grown)) <= EXACT
     want = networks.abstract_parameters(plan.target)[0]
     assert jax.tree.structure(grown) == jax.tree.structure(want)
@@ -212,8 +212,8 @@ def test_under_jit_and_eval_shape():
     assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, eager)
 
 
-@pytest.mark.parametrize("free", ["fresh", "copy"])
-def test_on_a_mesh_of_eight_devices(free):
+@pytest.mark.parametrize("init", ["fresh", "copy"])
+def test_on_a_mesh_of_eight_devices(init):
     architecture = growth.Architecture.llama(
         vocab_size=16, max_length=8, embed_dim=8, num_layers=2, num_heads=4, qk_dim=4, mlp_dim=8
     )
@@ -229,11 +229,11 @@ def test_on_a_mesh_of_eight_devices(free):
     with jax.enable_x64(False):
         parameters = random_parameters(architecture, dtype=np.float32)
         key = jax.random.key(0)
-        plain = growth.expand(parameters, plan, key=key, init=free)
+        plain = growth.expand(parameters, plan, key=key, init=init)
         sharded = jax.device_put(parameters, shardings(architecture))
 
         def expand(tree, key):
-            return growth.expand(tree, plan, key=key, init=free)
+            return growth.expand(tree, plan, key=key, init=init)
 
         grown = jax.jit(expand, out_shardings=shardings(plan.target))(sharded, key)
 

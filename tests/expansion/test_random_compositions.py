@@ -46,7 +46,7 @@ FAMILIES["variants"] = list(networks.VARIANTS.values())
 
 # A tree of random values is the hardest source, since an initializer leaves much at zero or one; it
 # is also the one that compiles fast.
-FREE = ["tree"] * 10 + ["copy", "fresh", {"default": "copy", "mlp_expansion": "fresh"}]
+INITS = ["tree"] * 10 + ["copy", "fresh", {"default": "copy", "mlp_expansion": "fresh"}]
 
 
 @st.composite
@@ -106,21 +106,21 @@ def source(architecture):
     return parameters, logits(architecture, parameters)
 
 
-def expanded(parameters, plan, free):
-    if free == "tree":
+def expanded(parameters, plan, init):
+    if init == "tree":
         return growth.expand(parameters, plan, fresh=random_parameters(plan.target, seed=1))
-    return growth.expand(parameters, plan, key=KEY, init=free)
+    return growth.expand(parameters, plan, key=KEY, init=init)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
 def test_random_compositions_preserve_the_function(family, data):
     architecture, chosen = data.draw(growths(family))
-    free = data.draw(st.sampled_from(FREE))
+    init = data.draw(st.sampled_from(INITS))
     plan = growth.compose(*chosen)(architecture)
 
     parameters, old = source(architecture)
-    grown = expanded(parameters, plan, free)
+    grown = expanded(parameters, plan, init)
     assert difference(old, logits(plan.target, grown)) <= 1e-12
     networks.forget_programs(every=32)
 

@@ -1,4 +1,4 @@
-"""Statistics of whole arrays, degrees that are measured, and how new entries begin."""
+"""Statistics of whole arrays, exponents that are measured, and how new entries begin."""
 
 import functools
 
@@ -138,7 +138,7 @@ def test_momentum_of_normalized_gradients_does_not_follow_their_scale():
     )
 
 
-def test_degrees_are_found_by_running_the_optimizer():
+def test_exponents_are_found_by_running_the_optimizer():
     tx = optax.chain(
         optax.clip_by_global_norm(1e-3), optax.scale_by_adamax(), optax.trace(0.9), optax.ema(0.9)
     )
@@ -167,7 +167,7 @@ def test_momentum_behind_a_trust_ratio_follows_the_parameters():
     assert not np.asarray(new["layers_0"]["mlp"]["down"]["kernel"])[:, 7:].any()
 
 
-def test_degrees_of_an_optimizer_that_needs_more_are_those_of_the_table():
+def test_exponents_of_an_optimizer_that_needs_more_are_those_of_the_table():
     tx, more = optimizers.make("sophia")
     powers = measured_exponents(tx, parameters("paper")).tree
     assert all(np.isnan(power) for power in jax.tree.leaves(powers))

@@ -88,13 +88,13 @@ def test_old_moments_under_grouped_rotary_attention_too():
                 assert np.abs(np.asarray(new - true)[place]).max() <= EXACT * scale, path
 
 
-@pytest.mark.parametrize("free", ["fresh", "copy"])
-def test_what_is_valued_like_parameters_gets_their_values(free):
+@pytest.mark.parametrize("init", ["fresh", "copy"])
+def test_what_is_valued_like_parameters_gets_their_values(init):
     """Schedule-free's z begins as the parameters, and grows as they do."""
     plan = growth.compose(growth.mlp_expansion(9), growth.layer_addition(1))(ARCHITECTURES["paper"])
     tx = contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2)
     weights = parameters("paper")
-    larger = growth.expand(weights, plan, key=KEY, init=free)
+    larger = growth.expand(weights, plan, key=KEY, init=init)
     grown = growth.expand_optimizer_state(
         tx.init(weights), plan, tx=tx, params=weights, grown=larger
     )
