@@ -1,7 +1,7 @@
 """The house: which room may import which, what each opens, and what its front door names.
 
-All imports count, also those inside functions and those for type checkers alone; only the front
-door, `growth/__init__.py`, names for type checkers what it opens when it is asked for.
+All imports count, also those inside functions and those for type checkers alone. What a package
+opens when it is asked for stands in its `__init__.pyi`.
 """
 
 import ast
@@ -24,7 +24,7 @@ FRONT_DOOR = "growth"
 # A room imports what stands on floors before its own.
 FLOORS = (
     ("errors",),
-    ("files", "types"),
+    ("files", "types", "version"),
     ("architecture",),
     ("rules",),
     ("blueprints",),
@@ -86,31 +86,30 @@ def submodules(package):
     return [name for name in FILES if name.rpartition(".")[0] == package]
 
 
-def for_type_checkers(module):
-    """The statements below `if TYPE_CHECKING`."""
-    return [
-        statement
-        for node in tree_of(module).body
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-    ]
+@functools.cache
+def opened_lazily(package):
+    """The names that a package opens when they are asked for, each with its module."""
+    stub = FILES[package].with_suffix(".pyi")
+    found = {}
+    for node in ast.parse(stub.read_text()).body if stub.exists() else ():
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name, f"{alias.name} is not exported"
+            found[alias.name] = f"{package}.{node.module or alias.name}"
+    return found
 
 
 def named(module, name):
     """The module that `from module import name` opens."""
     if f"{module}.{name}" in FILES:
         return f"{module}.{name}"
-    return growth._HOMES.get(name, module) if module == FRONT_DOOR else module
+    return opened_lazily(module).get(name, module) if module in PACKAGES else module
 
 
 def imports(module):
     """The modules that a module imports anywhere, as a list of names."""
-    found, hidden = [], set()
-    if module == FRONT_DOOR:
-        hidden = {node for part in for_type_checkers(module) for node in ast.walk(part)}
+    found = []
     for node in ast.walk(tree_of(module)):
-        if node in hidden:
-            continue
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -199,33 +198,27 @@ def test_the_core_opens_no_module_system():
     assert opened & set(PLACES) <= {"absl"}  # which JAX, chex and optax open
 
 
-@pytest.mark.parametrize("name", growth.__all__)
-def test_every_public_name_is_what_its_module_defines(name):
-    value = getattr(growth, name)
-    if name == "__version__":
-        assert value[0].isdigit()
-    elif name in growth._ROOMS:
-        assert value is sys.modules[f"growth.{name}"]
-    else:
-        home = growth._HOMES[name]
-        assert value is vars(importlib.import_module(home))[name]
-        defined = getattr(value, "__module__", home)
-        assert defined == home or (home in PACKAGES and defined.startswith(f"{home}."))
+LAZY = [package for package in PACKAGES if opened_lazily(package)]
 
 
-def test_type_checkers_see_what_the_front_door_opens():
-    homes, rooms = {}, set()
-    for node in for_type_checkers(FRONT_DOOR):
-        assert isinstance(node, ast.ImportFrom)
-        for alias in node.names:
-            assert alias.asname == alias.name, f"{alias.name} is not exported"
-            if node.module == FRONT_DOOR:
-                rooms.add(alias.name)
-            else:
-                homes[alias.name] = node.module
-    assert homes == growth._HOMES
-    assert rooms == set(growth._ROOMS)
-    assert set(growth.__all__) <= set(dir(growth))
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in LAZY for name in opened_lazily(package)]
+)
+def test_every_public_name_is_what_its_module_defines(package, name):
+    home = opened_lazily(package)[name]
+    value = getattr(sys.modules[package], name)
+    if home == f"{package}.{name}":
+        assert value is sys.modules[home]
+        return
+    assert value is vars(importlib.import_module(home))[name]
+    defined = getattr(value, "__module__", home)
+    assert defined == home or (home in PACKAGES and defined.startswith(f"{home}."))
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_package_names_all_that_it_opens(package):
+    names = set(sys.modules[package].__all__)
+    assert names == set(opened_lazily(package)) <= set(dir(sys.modules[package]))
 
 
 def bound(package):
@@ -245,8 +238,8 @@ def bound(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_name_hides_a_module(package):
     modules = {name.rpartition(".")[2]: name for name in submodules(package)}
-    lazy = dict.fromkeys(growth._HOMES) if package == FRONT_DOOR else {}
-    for name, module in [*bound(package), *lazy.items()]:
+    lazy = opened_lazily(package).items()
+    for name, module in [*bound(package), *lazy]:
         assert name not in modules or module == modules[name], f"{name} hides {modules[name]}"
 
 

@@ -15,7 +15,9 @@ from growth.__main__ import BY_TRAIN
 from tests.helpers import runs
 
 PROJECT = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]
-CORE = {"absl-py", "chex", "einops", "flax", "jax", "numpy", "optax"}
+CORE = {
+    "absl-py", "chex", "einops", "flax", "jax", "jaxtyping", "lazy-loader", "numpy", "optax"
+}  # fmt: skip
 
 # As `python -m build` does it: an archive of the source, and a wheel of that archive alone.
 BUILD = (
@@ -58,7 +60,8 @@ def names(requirements):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     package = runs.ROOT / "growth"
-    modules = [str(path.relative_to(runs.ROOT)) for path in package.rglob("*.py")]
+    files = [path for ending in ("py", "pyi") for path in package.rglob(f"*.{ending}")]
+    modules = [str(path.relative_to(runs.ROOT)) for path in files]
     presets = [f"growth/configs/{path.name}" for path in (runs.ROOT / "configs").iterdir()]
     data = ["growth/py.typed", "growth/training/report/template.html"]
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}

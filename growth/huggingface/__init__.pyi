@@ -1,0 +1,11 @@
+from .conversion.loading import load as load
+from .conversion.loading import load_architecture as load_architecture
+from .conversion.saving import save as save
+from .expansion.execution import execute_expansion as execute_expansion
+from .expansion.execution import expand_checkpoint as expand_checkpoint
+from .expansion.planning import CheckpointExpansion as CheckpointExpansion
+from .expansion.planning import plan_expansion as plan_expansion
+from .expansion.verification import Verification as Verification
+from .expansion.verification import VerificationError as VerificationError
+from .family import FamilyError as FamilyError
+from .tensor_files import CheckpointFileError as CheckpointFileError
