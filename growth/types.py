@@ -1,25 +1,31 @@
 """Names for what is passed around: type aliases that say what a value is meant as.
 
-A tree of parameters is any pytree of arrays, so that a type checker cannot tell one from another;
-a reader can.
+A type checker cannot tell one pytree from another; a reader can. What jaxtyping is told of shapes
+and dtypes is checked while the tests run: axes of one name have one size within a call.
 """
-
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, PyTree
 
 Array = jax.Array | np.ndarray
 
-# A pytree of arrays: the parameters of a model.
-Params = Any
+# The parameters of a model.
+Params = PyTree[Array]
 
-# A pytree of arrays, shaped like parameters: gradients, moments, averages, masks.
-ParamsLike = Any
+# Shaped like parameters, or with a leaf for each: gradients, moments, averages, masks, shapes, the
+# names of axes.
+ParamsLike = PyTree
 
-# The state of an optax transformation.
-OptState = Any
+# The state of an optax transformation, or with a leaf for each of its leaves.
+OptState = PyTree
 
-# What a model is given: int tokens [batch, length], images [batch, height, width, channels], or a
-# tree of such arrays.
-Inputs = Any
+Tokens = Int[Array, "batch length"]
+
+Images = Float[Array, "batch height width channels"]
+
+# What a model is given: tokens, images, or whatever a model of one's own takes.
+Inputs = PyTree[Array]
+
+# Of the next token at each position, or of the classes of images.
+Logits = Float[jax.Array, "batch length vocab"] | Float[jax.Array, "batch classes"]

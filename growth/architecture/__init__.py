@@ -3,7 +3,7 @@
 from growth.architecture.architecture import Architecture
 from growth.architecture.fields import LAYER_FIELDS, LayerShape
 from growth.architecture.patches import Patches
-from growth.architecture.positions import RopeScaling
+from growth.architecture.rope_scaling import RopeScaling
 from growth.architecture.validation import BIASES, ArchitectureError
 
 __all__ = [

@@ -49,7 +49,9 @@ class Architecture(ArchitectureFields):
         missing = [name for name in required if name not in fields]
         if missing:
             raise ArchitectureError(f"an architecture needs {', '.join(missing)}")
-        values: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        values: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()
+        }
         return cls(**values)
 
     def to_json(self) -> str:
@@ -100,5 +102,5 @@ class Architecture(ArchitectureFields):
         return cls(**presets.VIT | sizes | fields)
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)

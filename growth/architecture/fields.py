@@ -5,12 +5,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from growth.architecture import validation
 from growth.architecture.patches import Patches
-from growth.architecture.positions import RopeScaling
+from growth.architecture.rope_scaling import RopeScaling
 from growth.architecture.validation import ArchitectureError
 
 # The fields that a layer has of its own. Each is a single value where all layers agree, and a tuple
@@ -253,9 +253,10 @@ class ArchitectureFields:
                 raise ArchitectureError(f"{name} is {given!r}, but with patches it is {value!r}")
 
     def _per_layer(self, name: str, value: Any) -> tuple:
-        check: Any = {"rope_theta": validation.positive_number, "window": _window}.get(
-            name, validation.positive_int
-        )
+        check: Callable[[str, Any], float | None] = {
+            "rope_theta": validation.positive_number,
+            "window": _window,
+        }.get(name, validation.positive_int)
         if not isinstance(value, Iterable) or isinstance(value, str):
             return (check(name, value),) * self.num_layers
         values = tuple(check(f"{name}[{i}]", v) for i, v in enumerate(value))

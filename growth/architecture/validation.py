@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from growth.errors import InputError
 
 # The parameters that may have a bias, named by role as in `growth.rules.roles`.
 BIASES = ("norm", "query", "key", "value", "attention_out", "mlp_in", "mlp_out")
 
+Value = TypeVar("Value")
+
 
 class ArchitectureError(InputError):
     """A field of an architecture is out of range, or fields contradict each other."""
 
 
-def given(value: Any, default: Any) -> Any:
+def given(value: Value | None, default: Value) -> Value:
     """The value, or a default for None."""
     return default if value is None else value
 

@@ -21,6 +21,7 @@ from growth.blueprints import inference, pytrees
 from growth.blueprints.notation import BlueprintError, Rule, parse
 from growth.blueprints.parameters import Parameter, dim_size, layers_of, misfits, siblings, size
 from growth.rules.axes import AXES
+from growth.types import ParamsLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Blueprint:
             parse(*rule)
 
     @classmethod
-    def infer(cls, tree: Any, architecture: Architecture, axes: Any = None) -> "Blueprint":
+    def infer(
+        cls, tree: ParamsLike, architecture: Architecture, axes: ParamsLike = None
+    ) -> "Blueprint":
         """Guesses the blueprint of a model.
 
         Roles are guessed from names, axes from shapes or, where the model has them, taken from the
@@ -113,7 +116,7 @@ class Blueprint:
         _raise(problems)
         return found
 
-    def parameters(self, tree: Any, architecture: Architecture) -> dict[str, Parameter]:
+    def parameters(self, tree: ParamsLike, architecture: Architecture) -> dict[str, Parameter]:
         """The parameters of a tree by path, checked against an architecture.
 
         Empty nodes of the tree are passed over unless a rule matches them.
@@ -149,7 +152,7 @@ class Blueprint:
         _raise(problems)
         return parameters
 
-    def check(self, tree: Any, architecture: Architecture) -> None:
+    def check(self, tree: ParamsLike, architecture: Architecture) -> None:
         """Checks that this blueprint explains every parameter of a tree.
 
         Raises:

@@ -10,13 +10,13 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 from growth.architecture import Architecture
 from growth.blueprints import pytrees
 from growth.blueprints.parameters import size
 from growth.rules.axes import AXES
 from growth.rules.roles import ROLES
+from growth.types import ParamsLike
 
 # Names of parameters, or of the modules that hold them, by role: the first that is found, from the
 # end of the path. Names of norms come first: `q_norm` is no query.
@@ -82,7 +82,7 @@ class Guess:
         return len(self.roles) == len(self.readings) == 1
 
 
-def guesses(tree: Any, architecture: Architecture, axes: Any = None) -> list[Guess]:
+def guesses(tree: ParamsLike, architecture: Architecture, axes: ParamsLike = None) -> list[Guess]:
     """Guesses a rule for each kind of parameter.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jaxtyping import PyTree
 
 Key = Any  # one of the four above, or what a custom node has
 Keys = tuple[Key, ...]
@@ -32,12 +33,12 @@ class Leaf:
     value: Any
 
 
-def is_empty(node: Any) -> bool:
+def is_empty(node: PyTree) -> bool:
     """Whether a node has no children and is no leaf."""
     return not jax.tree.flatten(node, is_leaf=lambda child: child is not node)[0]
 
 
-def leaves(tree: Any) -> list[Leaf]:
+def leaves(tree: PyTree) -> list[Leaf]:
     """The leaves of a tree, empty nodes included, in JAX's order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)
     inner = {keys[:depth] for keys, _ in flat for depth in range(len(keys) + 1)}
@@ -45,7 +46,7 @@ def leaves(tree: Any) -> list[Leaf]:
     return [Leaf(keys, "/".join(_names(keys, children)), value) for keys, value in flat]
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...] | None]:
+def shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
     """The shape of each leaf of a tree by path; None for an empty node."""
     return {
         leaf.path: None if is_empty(leaf.value) else tuple(leaf.value.shape)
@@ -65,7 +66,7 @@ def with_names(keys: Keys, path: str) -> Keys:
     return tuple(renamed)
 
 
-def build(items: Sequence[tuple[Keys, Leaf, Any]], tree: Any) -> Any:
+def build(items: Sequence[tuple[Keys, Leaf, Any]], tree: PyTree) -> PyTree:
     """A tree of given values, its containers made like those of another tree.
 
     Args:
@@ -76,11 +77,11 @@ def build(items: Sequence[tuple[Keys, Leaf, Any]], tree: Any) -> Any:
     return _build([(keys, model.keys, value, tree) for keys, model, value in items])
 
 
-def _build(items: list[tuple[Keys, Keys, Any, Any]]) -> Any:
+def _build(items: list[tuple[Keys, Keys, Any, PyTree]]) -> PyTree:
     keys, _, value, node = items[0]
     if not keys:
         return value
-    groups: dict[Key, list[tuple[Keys, Keys, Any, Any]]] = {}
+    groups: dict[Key, list[tuple[Keys, Keys, Any, PyTree]]] = {}
     for keys, model, value, parent in items:
         child = _children(parent)[model[0]]
         groups.setdefault(keys[0], []).append((keys[1:], model[1:], value, child))
@@ -96,7 +97,7 @@ def _build(items: list[tuple[Keys, Keys, Any, Any]]) -> Any:
     return jax.tree.unflatten(treedef, [built[key] for key in _children(node)])
 
 
-def _children(node: Any) -> dict[Key, Any]:
+def _children(node: PyTree) -> dict[Key, PyTree]:
     flat, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     return {keys[0]: child for keys, child in flat}
 

@@ -5,13 +5,14 @@ itself known when it is imported, and whoever has parameters of it has imported 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from growth.architecture import Architecture
 from growth.blueprints.blueprint import Blueprint
 from growth.errors import InputError
+from growth.types import Params
 
 
 class ReferenceModel(Protocol):
@@ -22,7 +23,7 @@ class ReferenceModel(Protocol):
         """What the parameters of an architecture are."""
 
     @property
-    def initial_parameters(self) -> Callable[[Architecture, jax.Array], Any]:
+    def initial_parameters(self) -> Callable[[Architecture, jax.Array], Params]:
         """Freshly initialized parameters of an architecture, from a PRNG key."""
 
 

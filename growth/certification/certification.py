@@ -9,7 +9,6 @@ certificate.require()
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,24 +25,25 @@ from growth.errors import InputError
 from growth.expansion.parameters import expand
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.tolerances import PROMISED
+from growth.types import Inputs, OptState, Params, ParamsLike, Tokens
 
 _DTYPES = ("float64", "float32", "bfloat16")
 
-Apply = Callable[[Architecture, Any, Any], jax.Array]
+Apply = Callable[[Architecture, Params, Inputs], jax.Array]
 
 
 def certify(
-    params: Any,
+    params: Params,
     plan: GrowthPlan,
     *,
-    grown: Any,
+    grown: Params,
     apply: Apply,
-    batch: Any,
+    batch: Inputs,
     blueprint: Blueprint | None = None,
-    loss: Callable[[Any], jax.Array] | None = None,
-    residual_stream: Callable[[Architecture, Any, Any], Sequence[jax.Array]] | None = None,
+    loss: Callable[[Params], jax.Array] | None = None,
+    residual_stream: Callable[[Architecture, Params, Inputs], Sequence[jax.Array]] | None = None,
     tx: optax.GradientTransformation | None = None,
-    opt_state: Any = None,
+    opt_state: OptState = None,
     learning_rate: float = 1.0,
     dtypes: Sequence[str] = _DTYPES,
     check_gradients: bool = True,
@@ -142,18 +142,20 @@ def certify(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(apply: Apply, architecture: Architecture, params: Any, batch: Any) -> jax.Array:
+def _logits(apply: Apply, architecture: Architecture, params: Params, batch: Inputs) -> jax.Array:
     return apply(architecture, params, batch)
 
 
-def _next_token_loss(apply: Apply, target: Architecture, tokens: Any, params: Any) -> jax.Array:
+def _next_token_loss(
+    apply: Apply, target: Architecture, tokens: Tokens, params: Params
+) -> jax.Array:
     """The mean cross entropy of each token given those before it; tokens [batch, length]."""
     logits = apply(target, params, tokens)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
     return losses.mean()
 
 
-def _with_dtype(tree: Any, dtype: str) -> Any:
+def _with_dtype(tree: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
 
 
@@ -176,7 +178,7 @@ def _drift(
     return tuple(result)
 
 
-def _deviation(grown: Any, exact: Any) -> float:
+def _deviation(grown: Params, exact: Params) -> float:
     def of(given: jax.Array, wanted: jax.Array) -> float:
         rounding = float(jnp.finfo(given.dtype).eps)
         difference = np.abs(np.asarray(given, np.float64) - np.asarray(wanted)).max()
@@ -186,7 +188,11 @@ def _deviation(grown: Any, exact: Any) -> float:
 
 
 def _first_update(
-    tx: optax.GradientTransformation, state: Any, gradient: Any, grown: Any, is_new: Any
+    tx: optax.GradientTransformation,
+    state: OptState,
+    gradient: ParamsLike,
+    grown: Params,
+    is_new: Mapping[str, np.ndarray],
 ) -> tuple[float, float]:
     updates, _ = tx.update(gradient, state, grown)
     sizes = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(updates)]

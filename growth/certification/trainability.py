@@ -6,7 +6,6 @@ has none before the first step and one after it: two steps decide.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -102,17 +101,19 @@ def observe(
     return GradientReport(new, dead, excused, tuple(_locked(grown, gradients[0], accounts)))
 
 
-def _excuses(parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan) -> Any:
+def _excuses(
+    parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan
+) -> np.ndarray:
     """Which entries may be without gradient."""
     arch, roles, dims = plan.target, parameter.rule.roles, parameter.rule.dims
     if roles == ("key",) and "embed" not in parameter.rule.axes:
         return np.full(alive.shape, not arch.turns_whole_heads)
     if {"embedding", "position"} & {*roles}:
         over = tuple(i for i, names in enumerate(dims) if "embed" in names)
-        return ~(alive & ~new).any(axis=over, keepdims=True)
+        return np.logical_not((alive & ~new).any(axis=over, keepdims=True))
     if arch.activation == "relu" and "mlp" in parameter.rule.axes:
         over = tuple(i for i, names in enumerate(dims) if not {"mlp", "layers"} & {*names})
-        return ~alive.any(axis=over, keepdims=True)
+        return np.logical_not(alive.any(axis=over, keepdims=True))
     return np.zeros(alive.shape, bool)
 
 

@@ -14,10 +14,10 @@ from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.notation import BlueprintError
 from growth.blueprints.parameters import Parameter, misfits, siblings
 from growth.expansion.blocks import Block, role_blocks, tile
-from growth.expansion.role_views import ArrayLayout, Sizes, array_layout, fixed_sizes
+from growth.expansion.role_views import AnyArray, ArrayLayout, Sizes, array_layout, fixed_sizes
 from growth.expansion.segments import LayerSegment, layer_segments
 from growth.rules.growth_plan import GrowthPlan
-from growth.types import ParamsLike
+from growth.types import Array, ParamsLike
 
 # The leaves of a tree by path: the shape of each, None for an empty node.
 _Shapes = tuple[tuple[str, tuple[int, ...] | None], ...]
@@ -49,7 +49,7 @@ class ArrayAccount:
         """The name that the array has in trees of arrays by name."""
         return self.target.name
 
-    def split_source(self, name: str, array: Any) -> list[Any]:
+    def split_source(self, name: str, array: AnyArray) -> list[AnyArray]:
         """The views of one of the arrays that it continues."""
         return dict(self.sources)[name].split(array)
 
@@ -84,7 +84,7 @@ class TreeAccount:
         names = dict(self.names)
         return {names[leaf.path]: leaf.value for leaf in pytrees.leaves(tree) if leaf.path in names}
 
-    def of_target(self, tree: ParamsLike) -> dict[str, Any]:
+    def of_target(self, tree: ParamsLike) -> dict[str, Array]:
         """The arrays of a tree of the larger model by name.
 
         Raises:

@@ -100,7 +100,9 @@ def _moved(arrays: dict[str, Array], slopes: dict[str, Array]) -> InitValues:
 
     def values(array: ArrayAccount, number: int) -> jax.Array:
         axes = array.layout.views[number].axes
-        result, slope = (array.layout.split(tree[array.name])[number] for tree in (arrays, slopes))
+        result, slope = (
+            array.layout.split(jnp.asarray(tree[array.name]))[number] for tree in (arrays, slopes)
+        )
         for block in array.blocks[number]:
             if block.kind is Kind.FREE and block.axis is not None:
                 here, there = (slice_region(view, block.target) for view in (result, slope))

@@ -31,7 +31,7 @@ def from_arrays(arrays: Mapping[str, Array]) -> InitValues:
     """
 
     def values(array: ArrayAccount, number: int) -> jax.Array:
-        return array.layout.split(arrays[array.name])[number]
+        return array.layout.split(jnp.asarray(arrays[array.name]))[number]
 
     return values
 
@@ -53,7 +53,8 @@ def copies(arrays: Mapping[str, Array], *, key: jax.Array, signal_to_noise: floa
         result = jnp.zeros(view.shape, arrays[array.sources[0][0]].dtype)
         for block in array.blocks[number]:
             if block.kind is Kind.FREE:
-                source = array.split_source(block.source, arrays[block.source])[number]
+                old = jnp.asarray(arrays[block.source])
+                source = array.split_source(block.source, old)[number]
                 copy = _taken(source, block)
                 noise = jnp.std(source) / signal_to_noise * drawn(array, number, block)
                 result = write_region(result, block.target, copy + noise.astype(copy.dtype))

@@ -12,7 +12,6 @@ neither would ever get a gradient.
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from growth.errors import InputError
 from growth.rules.axes import BY_NAME, TRANSFORMATIONS
@@ -106,8 +105,11 @@ class InitPolicy:
 
 FRESH = InitPolicy()
 
+# What says a policy: a word, or a mapping from transformations and roles to words.
+InitPolicyLike = str | InitMethod | InitPolicy | Mapping[str, str | InitMethod]
 
-def init_policy(init: Any) -> InitPolicy:
+
+def init_policy(init: InitPolicyLike) -> InitPolicy:
     """The policy that a word or a mapping says; see the module.
 
     Raises:
@@ -128,7 +130,7 @@ def init_policy(init: Any) -> InitPolicy:
     return InitPolicy(default, tuple(named.items()))
 
 
-def _method(word: Any) -> InitMethod:
+def _method(word: str | InitMethod) -> InitMethod:
     if isinstance(word, InitMethod):
         return word
     name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Shaped
 
 from growth.blueprints import pytrees
 from growth.expansion.accounts import ArrayAccount, TreeAccount
@@ -84,7 +86,7 @@ def build(
     return grown if like is None else _with_containers(grown, like)
 
 
-def mask(array: ArrayAccount, kinds: Collection[Kind]) -> jax.Array:
+def mask(array: ArrayAccount, kinds: Collection[Kind]) -> Bool[jax.Array, "..."]:
     """Which entries of an array are of some kinds: booleans of its shape."""
     views = [
         _mask(view, [block.target for block in blocks if block.kind in kinds])
@@ -99,7 +101,9 @@ def slice_region(array: jax.Array, region: Region) -> jax.Array:
     return jax.lax.slice(array, [r.start for r in region], [r.stop for r in region])
 
 
-def write_region(array: jax.Array, region: Region, values: jax.Array) -> jax.Array:
+def write_region(
+    array: Shaped[jax.Array, "*shape"], region: Region, values: jax.Array
+) -> Shaped[jax.Array, "*shape"]:
     """An array with other entries in a box."""
     starts = [r.start for r in region]
     return jax.lax.dynamic_update_slice(array, values.astype(array.dtype), starts)
@@ -144,7 +148,7 @@ def _view(
 
 
 def _padded(
-    blocks: Sequence[Block], old: Callable[[Block], jax.Array], view: RoleView, dtype: Any
+    blocks: Sequence[Block], old: Callable[[Block], jax.Array], view: RoleView, dtype: DTypeLike
 ) -> jax.Array:
     """A segment without free entries: the old ones, padded with zeros, and means.
 
@@ -190,7 +194,7 @@ def _multiplied(source: jax.Array, block: Block) -> jax.Array:
     return product - block.offset if block.offset else product
 
 
-def mean(array: Array, place: int) -> jax.Array:
+def mean(array: Float[Array, "..."], place: int) -> Float[jax.Array, "..."]:
     """The mean along an axis, which is kept, in the dtype of the array.
 
     It is computed in float32 at least, and by halves, so that every back end rounds alike.
@@ -211,7 +215,7 @@ def mean(array: Array, place: int) -> jax.Array:
     return (total * jnp.asarray(1 / number, wide)).astype(array.dtype)
 
 
-def _mask(view: RoleView, boxes: Sequence[Region]) -> jax.Array:
+def _mask(view: RoleView, boxes: Sequence[Region]) -> Bool[jax.Array, "..."]:
     inside = jnp.zeros((1,) * len(view.shape), bool)
     for box in boxes:
         here = jnp.ones((1,) * len(view.shape), bool)

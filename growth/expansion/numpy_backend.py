@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, array_account
@@ -121,7 +122,7 @@ def fold(
     return result
 
 
-def mean(array: np.ndarray, place: int) -> np.ndarray:
+def mean(array: Float[np.ndarray, "..."], place: int) -> Float[np.ndarray, "..."]:
     """The mean along an axis, which is kept, in the dtype of the array.
 
     It is computed in float32 at least, and by halves, so that every back end rounds alike.

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from growth.expansion.initialization import (
     GradMax,
     InitMethod,
     InitPolicy,
+    InitPolicyLike,
     init_policy,
 )
 from growth.expansion.jax_backend import InitValues, assemble, slice_region
@@ -35,7 +35,7 @@ def expand(
     key: jax.Array | None = None,
     blueprint: Blueprint | None = None,
     fresh: Params = None,
-    init: Any = "fresh",
+    init: InitPolicyLike = "fresh",
     loss: Callable[[Params], jax.Array] | None = None,
 ) -> Params:
     """Carries parameters to the larger architecture of a plan; the function stays the same.
@@ -156,7 +156,7 @@ def _zeros(fresh: Params, account: TreeAccount) -> dict[str, jax.Array]:
     arrays = account.of_target(fresh)
     found: dict[str, jax.Array] = {}
     for array in account:
-        values = array.layout.split(arrays[array.name])
+        values = array.layout.split(jnp.asarray(arrays[array.name]))
         for view, blocks, given in zip(array.layout.views, array.blocks, values, strict=True):
             axes = FACES_ZERO.get(view.role, ()) if "embed" in view.axes else ()
             for block in blocks:

@@ -7,11 +7,19 @@ so that what is split from a numpy array shares its memory.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from growth.architecture import Architecture
 from growth.blueprints.notation import role_axis
 from growth.blueprints.parameters import Parameter, dim_size, size
+
+if TYPE_CHECKING:
+    import jax
+
+# An array of one of the two back ends.
+AnyArray = TypeVar("AnyArray", "jax.Array", np.ndarray)
 
 # The sizes of the axes that no transformation grows, by name.
 Sizes = dict[str, int]
@@ -51,7 +59,7 @@ class ArrayLayout:
     before: int = 1
     widths: tuple[int, ...] = ()
 
-    def split(self, array: Any) -> list[Any]:
+    def split(self, array: AnyArray) -> list[AnyArray]:
         """The parts of an array, each shaped as its view says."""
         if not self.widths:
             return [array.reshape(self.views[0].shape)]
@@ -63,7 +71,7 @@ class ArrayLayout:
             start += width
         return parts
 
-    def join(self, parts: Sequence[Any], concatenate: Callable[..., Any]) -> Any:
+    def join(self, parts: Sequence[AnyArray], concatenate: Callable[..., AnyArray]) -> AnyArray:
         """The array of some parts; the inverse of `split`.
 
         Args:

@@ -161,5 +161,5 @@ def _layer_types(architecture: Architecture) -> list[str]:
     return ["full_attention" if w is None else "sliding_attention" for w in windows]
 
 
-def _is_close(a: Any, b: Any) -> bool:
+def _is_close(a: float | tuple[float, ...], b: float | tuple[float, ...]) -> bool:
     return not isinstance(a, tuple) and not isinstance(b, tuple) and math.isclose(a, b)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.architecture.positions import RopeScaling
+from growth.architecture.rope_scaling import RopeScaling
 from growth.rules.growth_plan import GrowthError
 
 # The largest base that transformers, which computes frequencies in float32, can hold.

@@ -4,6 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from growth.architecture import Architecture, LayerShape
 from growth.architecture.positions import alibi_slopes, rotary_frequencies
@@ -16,19 +18,23 @@ class Attention(nn.Module):
 
     architecture: Architecture
     shape: LayerShape
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "batch length embed"]
+    ) -> Float[jax.Array, "batch length embed"]:
         """From what is read of the residual stream to what is added: [batch, length, embed]."""
         arch, shape = self.architecture, self.shape
         groups, per_group = shape.num_kv_heads, shape.queries_per_group
 
-        def part(name: str, features: Any, axes: tuple[str, ...], **options: Any) -> Any:
+        def part(
+            name: str, features: int | tuple[int, ...], axes: tuple[str, ...], **options: Any
+        ) -> nn.DenseGeneral:
             role = {"out": "attention_out"}.get(name, name)
-            types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-            return linear(features, axes, arch.has_bias(role), name=name, **types, **options)
+            options |= dict(dtype=self.dtype, param_dtype=self.param_dtype)
+            return linear(features, axes, arch.has_bias(role), name=name, **options)
 
         query_axes = ("embed", "kv_heads", "group", "qk")
         query = part("query", (groups, per_group, shape.qk_dim), query_axes)(x)

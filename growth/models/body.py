@@ -3,12 +3,12 @@
 Neighbouring layers of equal shape are one scanned module, so compile time does not grow with depth.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Float, Shaped
 
 from growth.architecture import Architecture
 from growth.architecture.positions import sinusoids
@@ -45,12 +45,14 @@ class Model(nn.Module):
     """
 
     architecture: Architecture
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     remat: bool = False
     stream_sharding: NamedSharding | None = None
 
-    def body(self, x: jax.Array) -> jax.Array:
+    def body(
+        self, x: Float[jax.Array, "batch length {self.architecture.embed_dim}"]
+    ) -> Float[jax.Array, "batch length {self.architecture.embed_dim}"]:
         """Positions, layers and final norm; to be called in a compact method.
 
         Args:
@@ -93,6 +95,8 @@ class Model(nn.Module):
         return Norm(arch, *types, name="final_norm")(x) if arch.final_norm else x
 
 
-def constrain_sharding(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def constrain_sharding(
+    x: Shaped[jax.Array, "*shape"], sharding: jax.sharding.Sharding | None
+) -> Shaped[jax.Array, "*shape"]:
     """The same array [...], split over a mesh where a sharding is given."""
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

@@ -4,19 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Float, Float64
+
+from growth.types import Array
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "batch length heads qk"],
+    key: Float[Array, "batch length kv_heads qk"],
+    value: Float[Array, "batch length kv_heads v"],
     *,
     causal: bool,
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
-    slopes: np.ndarray | None = None,
-) -> jax.Array:
+    slopes: Float64[np.ndarray, "heads"] | None = None,
+) -> Float[jax.Array, "batch length heads v"]:
     """Softmax attention.
 
     Args:
@@ -63,7 +66,9 @@ def attend(
     return rearrange(mixed, "b (l r) g v -> b l (g r) v", l=length).astype(query.dtype)
 
 
-def rotate(x: jax.Array, frequencies: np.ndarray) -> jax.Array:
+def rotate(
+    x: Float[Array, "batch length heads qk"], frequencies: Float64[np.ndarray, "half_width"]
+) -> Float[jax.Array, "batch length heads qk"]:
     """Rotary positions: turns columns i and i + width/2 together, by position · frequency i.
 
     Args:

@@ -1,10 +1,12 @@
 """A layer of the reference model: how its branches read and write the residual stream."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from growth.architecture import Architecture, LayerShape
 from growth.models.attention import Attention
@@ -23,11 +25,13 @@ class Layer(nn.Module):
 
     architecture: Architecture
     shape: LayerShape
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: Float[jax.Array, "batch length embed"], _: None
+    ) -> tuple[Float[jax.Array, "batch length embed"], None]:
         """The residual stream [batch, length, embed] after this layer, from that before it.
 
         What `nn.scan` passes and takes besides is None.
@@ -44,7 +48,13 @@ class Layer(nn.Module):
         also_seen = seen if arch.parallel == "shared_norm" else norm(name="mlp_norm")(x)
         return x + attention(seen) + mlp(also_seen), None
 
-    def _add(self, branch: Any, name: str, norm: Any, x: jax.Array) -> jax.Array:
+    def _add(
+        self,
+        branch: Attention | MLP,
+        name: str,
+        norm: Callable[..., Norm],
+        x: Float[jax.Array, "batch length embed"],
+    ) -> Float[jax.Array, "batch length embed"]:
         placement = self.architecture.norm_placement
         y = norm(name=f"{name}_norm")(x) if placement in ("pre", "sandwich") else x
         y = branch(y)

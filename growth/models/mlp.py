@@ -6,6 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from growth.architecture import Architecture, LayerShape
 from growth.models.parts import linear
@@ -23,14 +25,16 @@ class MLP(nn.Module):
 
     architecture: Architecture
     shape: LayerShape
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "batch length embed"]
+    ) -> Float[jax.Array, "batch length embed"]:
         """From what is read of the residual stream to what is added: [batch, length, embed]."""
         arch = self.architecture
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         activation = _ACTIVATIONS[arch.activation]
         wide = functools.partial(
             linear, self.shape.mlp_dim, ("embed", "mlp"), arch.has_bias("mlp_in"), **types

@@ -1,15 +1,19 @@
 """What layers are made of: norms and linear maps whose parameters carry the names of their axes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from growth.architecture import Architecture
 
 
-def with_axis_names(init: Any, *axes: str) -> Any:
+def with_axis_names(init: Initializer, *axes: str) -> Callable[..., Any]:
     """An initializer whose parameter carries the names of its axes."""
     return nn.with_logical_partitioning(init, axes)
 
@@ -24,12 +28,12 @@ class Norm(nn.Module):
     """
 
     architecture: Architecture
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
     axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """An array of the shape of `x`, [..., *sizes of `axes`]; computed in float32 at least."""
         arch, over = self.architecture, tuple(range(-len(self.axes), 0))
         shape = x.shape[-len(self.axes) :]
@@ -53,12 +57,12 @@ class Norm(nn.Module):
 
 
 def linear(
-    features: Any,
+    features: int | tuple[int, ...],
     axes: tuple[str, ...],
     bias: bool,
     *,
-    dtype: Any,
-    param_dtype: Any,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
     name: str,
     inputs: int = 1,
     shrink: int = 1,

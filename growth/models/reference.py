@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from growth.architecture import Architecture
 from growth.blueprints import pytrees
@@ -19,7 +20,7 @@ from growth.models.body import Model
 from growth.models.layer import Layer
 from growth.models.transformer import Transformer
 from growth.models.vision import VisionTransformer
-from growth.types import Params
+from growth.types import Images, Logits, Params, ParamsLike, Tokens
 
 
 def make_model(architecture: Architecture, **options: Any) -> Model:
@@ -46,7 +47,7 @@ def make_model(architecture: Architecture, **options: Any) -> Model:
     return kind(architecture, **options)
 
 
-def apply(architecture: Architecture, params: Params, inputs: jax.Array) -> jax.Array:
+def apply(architecture: Architecture, params: Params, inputs: Tokens | Images) -> Logits:
     """Logits [batch, length, vocab] or [batch, classes], in the parameters' dtype; see `logits`.
 
     Examples:
@@ -66,7 +67,7 @@ def apply(architecture: Architecture, params: Params, inputs: jax.Array) -> jax.
     return logits(make_model(architecture), params, inputs)
 
 
-def logits(model: Model, params: Params, inputs: jax.Array) -> jax.Array:
+def logits(model: Model, params: Params, inputs: Tokens | Images) -> Logits:
     """The logits of a model.
 
     Args:
@@ -98,8 +99,8 @@ def logits(model: Model, params: Params, inputs: jax.Array) -> jax.Array:
 
 
 def residual_stream(
-    architecture: Architecture, params: Params, inputs: jax.Array
-) -> list[jax.Array]:
+    architecture: Architecture, params: Params, inputs: Tokens | Images
+) -> list[Float[jax.Array, "batch length {architecture.embed_dim}"]]:
     """The residual stream [batch, length, embed] after each layer.
 
     Examples:
@@ -156,7 +157,7 @@ def initial_parameters(architecture: Architecture, key: jax.Array, **options: An
 
 
 @functools.cache
-def logical_axes(architecture: Architecture) -> Any:
+def logical_axes(architecture: Architecture) -> ParamsLike:
     """The names of the axes of every parameter: a tree of `PartitionSpec`.
 
     Examples:

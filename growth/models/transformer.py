@@ -1,12 +1,16 @@
 """The reference model of text: a Linen transformer that covers every field of `Architecture`."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from growth.models.body import Model, constrain_sharding
 from growth.models.parts import linear, with_axis_names
+from growth.types import Tokens
 
 
 class Transformer(Model):
@@ -29,7 +33,9 @@ class Transformer(Model):
     """
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: Tokens
+    ) -> Float[jax.Array, "batch length {self.architecture.vocab_size}"]:
         """Logits [batch, length, vocab] of the next token, from int tokens [batch, length]."""
         arch = self.architecture
         embed = nn.Embed(
@@ -52,7 +58,7 @@ class Transformer(Model):
         if arch.tied_embeddings:
             logits = embed.attend(x)
         else:
-            types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+            types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
             axes = ("embed", "vocab")
             logits = linear(arch.vocab_size, axes, bias=False, name="unembed", **types)(x)
         cap = arch.logit_softcap

@@ -1,12 +1,16 @@
 """The reference model of images: a vision transformer (Dosovitskiy et al., arXiv 2010.11929)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Float
 
 from growth.models.body import Model
 from growth.models.parts import linear, with_axis_names
+from growth.types import Images
 
 
 class VisionTransformer(Model):
@@ -29,13 +33,13 @@ class VisionTransformer(Model):
     """
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Images) -> Float[jax.Array, "batch {self.architecture.vocab_size}"]:
         """Logits [batch, classes] from images [batch, height, width, channels]."""
         arch = self.architecture
         patches = arch.patches
         if patches is None or images.shape[1:] != patches.shape:
             raise ValueError(f"images have shape {images.shape[1:]}, but patches are {patches}")
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         cut = rearrange(
             images, "b (h p) (w q) c -> b (h w) (p q c)", p=patches.size, q=patches.size
         )

@@ -5,7 +5,7 @@ entry's own moment; that grows as any moment does, and the larger array's statis
 Where the estimate is all that the optimizer uses, old entries keep it exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +15,7 @@ import optax
 
 from growth.optimizer.scaling_exponents import agreed_exponent
 from growth.optimizer.state_fields import state_type
+from growth.types import OptState, Params, ParamsLike
 
 # optax exports layer-wise DoG, but not its state.
 DistanceOverGradientsState = state_type(optax.scale_by_distance_over_gradients())
@@ -28,25 +29,31 @@ class Expander(Protocol):
       grown: the larger parameters.
     """
 
-    params: Any
-    grown: Any
+    params: Params
+    grown: Params
 
-    def moments(self, tree: Any, before: Any, begun: Any, exponent: int) -> Any:
+    def moments(
+        self, tree: ParamsLike, before: ParamsLike, begun: ParamsLike, exponent: int
+    ) -> ParamsLike:
         """Moments, larger, from what they begin as."""
 
-    def parameters(self, tree: Any, begun: Any) -> Any:
+    def parameters(self, tree: ParamsLike, begun: ParamsLike) -> ParamsLike:
         """What is valued like parameters, larger."""
 
 
 def grow_factored(
-    state: optax.FactoredState, before: Any, begun: Any, exponents: Any, expander: Expander
+    state: optax.FactoredState,
+    before: optax.FactoredState,
+    begun: optax.FactoredState,
+    exponents: OptState,
+    expander: Expander,
 ) -> optax.FactoredState:
     """Adafactor's second moments, by rows and columns or whole, in the form that the sizes ask for.
 
     An entry's estimate is row · column / mean row (Shazeer & Stern, arXiv 1804.04235, algorithm 4).
     """
 
-    def estimate(param: Any, v: Any, row: Any, column: Any) -> Any:
+    def estimate(param: jax.Array, v: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
         dims = _factored(param.shape, v.shape)
         if dims is None:
             return v
@@ -55,7 +62,9 @@ def grow_factored(
         share = jnp.expand_dims(row / jnp.where(mean == 0, 1, mean), d0)
         return (share * jnp.expand_dims(column, d1)).astype(param.dtype)
 
-    def parts(param: Any, square: Any, row: Any, column: Any, v: Any) -> tuple[Any, Any, Any]:
+    def parts(
+        param: jax.Array, square: jax.Array, row: jax.Array, column: jax.Array, v: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         dims = _factored(param.shape, v.shape)
         if dims is None:
             return row, column, square.astype(v.dtype)
@@ -74,14 +83,18 @@ def grow_factored(
 
 
 def grow_sm3(
-    state: optax.ScaleBySM3State, before: Any, begun: Any, exponents: Any, expander: Expander
+    state: optax.ScaleBySM3State,
+    before: optax.ScaleBySM3State,
+    begun: optax.ScaleBySM3State,
+    exponents: OptState,
+    expander: Expander,
 ) -> optax.ScaleBySM3State:
     """SM3's accumulators, one for each index of each dimension.
 
     An entry's estimate is the least of those of its indices (Anil et al., arXiv 1901.11150).
     """
 
-    def estimate(param: Any, accumulators: Any) -> Any:
+    def estimate(param: jax.Array, accumulators: Sequence[jax.Array]) -> jax.Array:
         if param.ndim < 2:
             return accumulators[0]
         shapes = [
@@ -93,7 +106,7 @@ def grow_sm3(
             least = jnp.minimum(least, one)
         return least
 
-    def parts(param: Any, square: Any) -> Any:
+    def parts(param: jax.Array, square: jax.Array) -> list[jax.Array]:
         if param.ndim < 2:
             return [square]
         return [
@@ -107,7 +120,11 @@ def grow_sm3(
 
 
 def grow_novograd(
-    state: optax.ScaleByNovogradState, before: Any, begun: Any, exponents: Any, expander: Expander
+    state: optax.ScaleByNovogradState,
+    before: optax.ScaleByNovogradState,
+    begun: optax.ScaleByNovogradState,
+    exponents: OptState,
+    expander: Expander,
 ) -> optax.ScaleByNovogradState:
     """NovoGrad's squared norm of each array; an array of layers that is cut shares it out."""
     momentum = expander.moments(state.mu, before.mu, begun.mu, _exponent(exponents.mu, 0, expander))
@@ -116,8 +133,8 @@ def grow_novograd(
 
 
 def grow_distance_over_gradients(
-    state: Any, before: Any, begun: Any, exponents: Any, expander: Expander
-) -> Any:
+    state: OptState, before: OptState, begun: OptState, exponents: OptState, expander: Expander
+) -> OptState:
     """Layer-wise DoG's greatest distance and sum of squared gradients of each array."""
     squares = jax.tree.map(jnp.square, state.max_dist)
     distances = jax.tree.map(jnp.sqrt, _grow_sums(squares, begun.max_dist, 2, expander))
@@ -126,7 +143,7 @@ def grow_distance_over_gradients(
     return DistanceOverGradientsState(distances, sums, first)
 
 
-RULES: dict[type, Callable[..., Any]] = {
+RULES: dict[type, Callable[..., OptState]] = {
     optax.FactoredState: grow_factored,
     optax.ScaleBySM3State: grow_sm3,
     optax.ScaleByNovogradState: grow_novograd,
@@ -134,31 +151,33 @@ RULES: dict[type, Callable[..., Any]] = {
 }
 
 
-def _exponent(powers: Any, default: int, expander: Expander) -> int:
+def _exponent(powers: ParamsLike, default: int, expander: Expander) -> int:
     return agreed_exponent(powers, default, expander.params)
 
 
-def _grow_sums(sums: Any, begun: Any, exponent: int, expander: Expander) -> Any:
+def _grow_sums(
+    sums: ParamsLike, begun: ParamsLike, exponent: int, expander: Expander
+) -> ParamsLike:
     """A sum over each array; an entry's estimate is an equal share of it."""
 
-    def shares(param: Any, total: Any) -> Any:
+    def shares(param: jax.Array, total: jax.Array) -> jax.Array:
         return jnp.broadcast_to(jnp.sum(total) / param.size, param.shape)
 
-    def total(_: Any, share: Any, like: Any) -> Any:
+    def total(_: jax.Array, share: jax.Array, like: jax.Array) -> jax.Array:
         return jnp.sum(share).reshape(like.shape).astype(like.dtype)
 
     larger = _grow(_map(shares, expander.params, sums), begun, exponent, expander)
     return _map(total, expander.grown, larger, begun)
 
 
-def _grow(tree: Any, begun: Any, exponent: int, expander: Expander) -> Any:
+def _grow(tree: ParamsLike, begun: ParamsLike, exponent: int, expander: Expander) -> ParamsLike:
     """Estimates of all entries, larger; `begun` shows what is masked."""
     before = jax.tree.map(jnp.zeros_like, tree)
     larger = _map(lambda param, _: jnp.zeros(param.shape, param.dtype), expander.grown, begun)
     return expander.moments(tree, before, larger, exponent)
 
 
-def _map(function: Callable[..., Any], params: Any, *trees: Any) -> Any:
+def _map(function: Callable[..., Any], params: Params, *trees: ParamsLike) -> ParamsLike:
     """Maps over parameters and what a state has for each; masked nodes stay."""
     leaves, structure = jax.tree.flatten(params)
     assert structure is not None

@@ -4,8 +4,6 @@ With a zero second moment and an old count, Adam's first update of an entry is (
 times the learning rate, whatever its gradient is.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -35,8 +33,8 @@ def with_initial_moments(
     squares = account.of_target(larger)
     probes = {_name(leaf): leaf.value for leaf in pytrees.leaves(gradient or {})}
     is_old: dict[str, jax.Array] = {}
-    sums: dict[str, tuple[Any, Any]] = {}
-    of_kind: dict[str, tuple[Any, Any]] = {}
+    sums: dict[str, tuple[jax.Array, jax.Array]] = {}
+    of_kind: dict[str, tuple[jax.Array | float, jax.Array | int]] = {}
     for array in account:
         name, rule = array.name, array.target.rule.path
         is_old[name] = mask(array, (Kind.OLD,))

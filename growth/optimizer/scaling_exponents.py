@@ -9,12 +9,14 @@ number, as growth multiplies some, and its gradients divided by it; and what it 
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from growth.types import Array, OptState, Params, ParamsLike
 
 _STEPS = 3
 _FACTOR = 0.25
@@ -34,11 +36,11 @@ class ScalingExponents:
     """
 
     tx: optax.GradientTransformation
-    structure: Any
+    structure: jax.tree_util.PyTreeDef
     ndims: tuple[int, ...]
 
     @property
-    def tree(self) -> Any:
+    def tree(self) -> OptState:
         """A tree like a state: the power of the factor by which each leaf differs in the two runs.
 
         NaN where a leaf stays as it begins, or follows no power, or the optimizer needs more than
@@ -47,7 +49,7 @@ class ScalingExponents:
         return _measured(self)
 
 
-def measured_exponents(tx: optax.GradientTransformation, params: Any) -> ScalingExponents:
+def measured_exponents(tx: optax.GradientTransformation, params: ParamsLike) -> ScalingExponents:
     """How each leaf of a state follows the scale of parameters; −1, where gradients are kept.
 
     Args:
@@ -58,7 +60,7 @@ def measured_exponents(tx: optax.GradientTransformation, params: Any) -> Scaling
     return ScalingExponents(tx, structure, tuple(len(leaf.shape) for leaf in leaves))
 
 
-def agreed_exponent(powers: Any, default: int, params: Any) -> int:
+def agreed_exponent(powers: ParamsLike, default: int, params: Params) -> int:
     """The exponent of a tree of moments, if one was found; else the default.
 
     Powers of arrays that were multiplied are compared with those of the others, which only a norm
@@ -87,7 +89,7 @@ def agreed_exponent(powers: Any, default: int, params: Any) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(what: ScalingExponents) -> Any:
+def _measured(what: ScalingExponents) -> OptState:
     random = np.random.default_rng(0)
 
     def drawn(ndim: int, scale: float) -> np.ndarray:  # of one norm, lest norms hide the power
@@ -115,12 +117,14 @@ def _measured(what: ScalingExponents) -> Any:
         return jax.tree.map(_power, *begun, *states)
 
 
-def _tree(what: ScalingExponents, arrays: Any) -> Any:
+def _tree(what: ScalingExponents, arrays: Sequence[np.ndarray]) -> ParamsLike:
     """Small arrays in the structure of parameters."""
     return jax.tree.unflatten(what.structure, [jnp.asarray(array) for array in arrays])
 
 
-def _run(what: ScalingExponents, params: Any, gradients: Any) -> Any:
+def _run(
+    what: ScalingExponents, params: Params, gradients: Sequence[ParamsLike]
+) -> OptState | None:
     """The state after some gradients; None where the optimizer needs more than these."""
     update = jax.jit(optax.with_extra_args_support(what.tx).update)
     if isinstance(params, optax.LookaheadParams):
@@ -136,7 +140,7 @@ def _run(what: ScalingExponents, params: Any, gradients: Any) -> Any:
     return None
 
 
-def _power(begun: Any, also_begun: Any, one: Any, other: Any) -> float:
+def _power(begun: Array, also_begun: Array, one: Array, other: Array) -> float:
     """The power of the factor by which what a leaf has gathered differs in two runs."""
     if not jnp.issubdtype(jnp.result_type(one), jnp.floating):
         return math.nan

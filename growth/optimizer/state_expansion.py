@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from growth.expansion.jax_backend import assemble
 from growth.optimizer.factored_states import RULES
 from growth.optimizer.moment_init import POLICIES, with_initial_moments
 from growth.optimizer.scaling_exponents import ScalingExponents, agreed_exponent, measured_exponents
-from growth.optimizer.state_fields import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE
+from growth.optimizer.state_fields import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE, Field
 from growth.rules.growth_plan import GrowthPlan
-from growth.types import Array, ParamsLike
+from growth.types import Array, OptState, Params, ParamsLike
 
 
 class OptimizerStateError(InputError):
@@ -28,16 +27,16 @@ class OptimizerStateError(InputError):
 
 
 def expand_optimizer_state(
-    opt_state: Any,
+    opt_state: OptState,
     plan: GrowthPlan,
     *,
     tx: optax.GradientTransformation,
-    params: Any,
-    grown: Any,
+    params: Params,
+    grown: Params,
     blueprint: Blueprint | None = None,
     moments: str = "zeros",
-    gradient: Any = None,
-) -> Any:
+    gradient: ParamsLike = None,
+) -> OptState:
     """Carries the state of an optimizer to the larger architecture of a plan.
 
     What is valued like parameters gets the very values of the grown ones. Moments of old entries
@@ -101,15 +100,15 @@ def expand_optimizer_state(
 @functools.partial(jax.jit, static_argnames=("tx", "plan", "blueprint", "exponents", "moments"))
 def _expand(
     tx: optax.GradientTransformation,
-    opt_state: Any,
-    params: Any,
-    grown: Any,
-    gradient: Any,
+    opt_state: OptState,
+    params: Params,
+    grown: Params,
+    gradient: ParamsLike,
     plan: GrowthPlan,
     blueprint: Blueprint,
     exponents: ScalingExponents,
     moments: str,
-) -> Any:
+) -> OptState:
     expander = StateExpander(params, grown, gradient, plan, blueprint, moments)
     return expander.state(opt_state, tx.init(params), tx.init(grown), exponents.tree)
 
@@ -118,14 +117,16 @@ def _expand(
 class StateExpander:
     """Carries a state part by part, beside those that parameters begin with, small and large."""
 
-    params: Any
-    grown: Any
-    gradient: Any
+    params: Params
+    grown: Params
+    gradient: ParamsLike
     plan: GrowthPlan
     blueprint: Blueprint
     policy: str
 
-    def state(self, state: Any, before: Any, begun: Any, exponents: Any) -> Any:
+    def state(
+        self, state: OptState, before: OptState, begun: OptState, exponents: OptState
+    ) -> OptState:
         """The state, larger; `before` and `begun` are what `tx.init` gives, small and large."""
         four = (state, before, begun, exponents)
         kind = type(state)
@@ -142,10 +143,12 @@ class StateExpander:
             return None
         return kind(self.state(*parts) for parts in zip(*four, strict=True))
 
-    def fields(self, state: Any, before: Any, begun: Any, exponents: Any) -> Any:
+    def fields(
+        self, state: OptState, before: OptState, begun: OptState, exponents: OptState
+    ) -> OptState:
         """A state whose fields the table knows."""
 
-        def grown(name: str, field: int | str) -> Any:
+        def grown(name: str, field: Field) -> ParamsLike | OptState:
             old, first, begins, powers = (
                 getattr(part, name) for part in (state, before, begun, exponents)
             )
@@ -189,7 +192,7 @@ class StateExpander:
         return account.of_target(self.grown)
 
 
-def _refuse_unknown(state: Any) -> None:
+def _refuse_unknown(state: OptState) -> None:
     """Refuses a state that has a part of a type that no table knows."""
     kind = type(state)
     if kind in REFUSED:
@@ -213,7 +216,7 @@ def _refuse_unknown(state: Any) -> None:
         )
 
 
-def _begun(tx: optax.GradientTransformation, params: Any) -> Any:
+def _begun(tx: optax.GradientTransformation, params: Params) -> OptState:
     """The shapes of the state that parameters begin with."""
     try:
         return jax.eval_shape(tx.init, params)
@@ -225,7 +228,7 @@ def _begun(tx: optax.GradientTransformation, params: Any) -> Any:
         ) from error
 
 
-def _check_like(state: Any, wanted: Any, problem: str) -> None:
+def _check_like(state: OptState, wanted: OptState, problem: str) -> None:
     """Checks the structure, the shapes and the dtypes of a state."""
     structures = [str(jax.tree.structure(tree)) for tree in (state, wanted)]
     if structures[0] != structures[1]:

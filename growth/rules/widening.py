@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
 from growth.rules.growth_plan import GrowthError, GrowthPlan, aligned, scaled_theta, unmoved
+
+# One for all of some layers, or one for each.
+Sizes = int | Sequence[int]
 
 
 def chosen_layers(architecture: Architecture, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -22,10 +24,12 @@ def chosen_layers(architecture: Architecture, layers: Sequence[int] | None) -> t
     return tuple(layers)
 
 
-def one_for_each(name: str, size: Any, chosen: Sequence[int]) -> tuple[Any, ...]:
+def one_for_each(name: str, size: Sizes, chosen: Sequence[int]) -> tuple[int, ...]:
     """A size for each of the chosen layers, from one for all or one for each."""
-    several = isinstance(size, Sequence) and not isinstance(size, str)
-    values = tuple(size) if several else (size,) * len(chosen)
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        values = tuple(size)
+    else:
+        values = (size,) * len(chosen)
     if len(values) != len(chosen):
         raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
     for value in values:
@@ -35,7 +39,7 @@ def one_for_each(name: str, size: Any, chosen: Sequence[int]) -> tuple[Any, ...]
 
 
 def widen(
-    architecture: Architecture, sizes: Mapping[str, Any], layers: Sequence[int] | None
+    architecture: Architecture, sizes: Mapping[str, Sizes], layers: Sequence[int] | None
 ) -> GrowthPlan:
     """The plan that gives the chosen layers new sizes, each one number or one per chosen layer."""
     chosen = chosen_layers(architecture, layers)

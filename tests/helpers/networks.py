@@ -13,7 +13,7 @@ import growth
 from growth import Architecture
 from growth.architecture import presets
 from growth.architecture.patches import Patches
-from growth.architecture.positions import RopeScaling
+from growth.architecture.rope_scaling import RopeScaling
 from growth.blueprints import pytrees
 from growth.models import initial_parameters, make_model
 

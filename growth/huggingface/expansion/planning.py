@@ -14,7 +14,7 @@ import numpy as np
 
 from growth.blueprints.parameters import Parameter, siblings
 from growth.errors import InputError
-from growth.expansion.initialization import GradMax, InitPolicy, init_policy
+from growth.expansion.initialization import GradMax, InitPolicy, InitPolicyLike, init_policy
 from growth.expansion.numpy_backend import grow_array, source_of
 from growth.expansion.role_views import array_layout, fixed_sizes
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
@@ -133,7 +133,7 @@ def plan_expansion(
     v_dim: int | None = None,
     mlp_dim: int | None = None,
     layer_positions: Sequence[int] | None = None,
-    init: Any = "fresh",
+    init: InitPolicyLike = "fresh",
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
@@ -201,7 +201,7 @@ def plan_expansion(
     return expansion if dtype is None else expansion.with_dtype(dtype)
 
 
-def _policy(init: Any) -> InitPolicy:
+def _policy(init: InitPolicyLike) -> InitPolicy:
     policy = init_policy(init)
     if policy.needs(GradMax):
         raise InputError(

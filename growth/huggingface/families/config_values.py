@@ -50,7 +50,7 @@ def windows(
       slides: whether a layer slides, where the config does not list it.
     """
     number = config["num_hidden_layers"]
-    types: Any = config.get("layer_types")
+    types: list[str] | None = config.get("layer_types")
     if types is None:
         types = ["sliding_attention" if slides(i) else "full_attention" for i in range(number)]
     known = ("sliding_attention", "full_attention")
