@@ -96,15 +96,15 @@ class TreeAccount:
             if not pytrees.is_empty(leaf.value)
         }
         shapes = {array.name: array.layout.shape for array in self}
-        if any(name not in arrays or arrays[name].shape != shapes[name] for name in shapes):
+        given = {name: tuple(array.shape) for name, array in arrays.items()}
+        if given != shapes:
             self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
-            for array in self:
-                given = arrays[array.name].shape
-                if given != array.layout.shape:
-                    raise BlueprintError(
-                        f"{array.target.path}: the fresh array's shape {given} differs from the "
-                        f"parameter's in an axis that does not grow, {array.layout.shape}"
-                    )
+            name = next(name for name in (*shapes, *given) if given.get(name) != shapes.get(name))
+            raise BlueprintError(
+                f"{name}: the shape of the fresh array is {given.get(name)}, but what the parameters "
+                f"become has {shapes.get(name)}: they differ in an axis that does not grow, or one "
+                f"has arrays that the other lacks"
+            )
         return arrays
 
 

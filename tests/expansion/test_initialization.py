@@ -172,7 +172,9 @@ def test_gradmax_makes_the_first_gradient_larger_and_keeps_the_function(name, st
     best = growth.expand(parameters, plan, fresh=fresh, init="gradmax", loss=loss)
     assert difference(logits(architecture, parameters), logits(plan.target, best)) <= 1e-12
 
-    zero_side = gradmax._zero_side(parameters, plan, blueprint(architecture))
+    zero_side = gradmax.zero_sides(
+        source_account(parameters, plan, blueprint(architecture)), parameters
+    )
     before, after = (gradmax.first_gradient(loss, tree, zero_side) for tree in (plain, best))
     assert after > 1.2 * before
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(best), strict=True):
