@@ -101,7 +101,7 @@ class TreeAccount:
             self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
             name = next(name for name in (*shapes, *given) if given.get(name) != shapes.get(name))
             raise BlueprintError(
-                f"{name}: the shape of the fresh array is {given.get(name)}, but what the parameters "
+                f"{name}: the fresh array has the shape {given.get(name)}, but what the parameters "
                 f"become has {shapes.get(name)}: they differ in an axis that does not grow, or one "
                 f"has arrays that the other lacks"
             )

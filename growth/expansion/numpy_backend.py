@@ -127,25 +127,27 @@ def mean(array: Float[np.ndarray, "..."], place: int) -> Float[np.ndarray, "..."
 
     It is computed in float32 at least, and by halves, so that every back end rounds alike.
     """
-    moved = np.moveaxis(array, place, -1)
-    result = np.empty((*moved.shape[:-1], 1), array.dtype)
-    step = max(1, 16 * _AT_ONCE // max(1, moved[0].size)) if moved.ndim > 1 else len(moved)
-    for rows in (slice(start, start + step) for start in range(0, len(moved), step)):
-        part = moved[rows] if moved.ndim > 1 else moved
-        (result[rows] if moved.ndim > 1 else result)[...] = _mean_by_halves(part)
-    return np.moveaxis(result, -1, place)
+    if array.ndim == 1:
+        return _mean_of_first_axis(array).astype(array.dtype)
+    moved = np.moveaxis(array, place, 0)
+    result = np.empty((1, *moved.shape[1:]), array.dtype)
+    step = max(64, 16 * _AT_ONCE // max(1, moved[..., 0].size))
+    for start in range(0, moved.shape[-1], step):  # parts that stay in the processor's cache
+        part = (..., slice(start, start + step))
+        result[part] = _mean_of_first_axis(moved[part])
+    return np.moveaxis(result, 0, place)
 
 
-def _mean_by_halves(array: np.ndarray) -> np.ndarray:
+def _mean_of_first_axis(array: np.ndarray) -> np.ndarray:
     wide = np.promote_types(array.dtype, np.float32)
     total = array.astype(wide)
-    while (length := total.shape[-1]) > 1:
+    while (length := len(total)) > 1:
         half = length // 2
-        joined = total[..., :half] + total[..., half : 2 * half]
+        total[:half] += total[half : 2 * half]
         if length % 2:
-            joined = np.concatenate([joined, total[..., 2 * half :]], axis=-1)
-        total = joined
-    return total * wide.type(1 / array.shape[-1])
+            total[half] = total[-1]
+        total = total[: half + length % 2]
+    return total * wide.type(1 / len(array))
 
 
 def _write_old(into: np.ndarray, old: np.ndarray, block: Block) -> None:
