@@ -33,15 +33,20 @@ from tests.helpers import networks
 
 # Few tests that take long: they go first, or one process would be left with them at the end.
 LONG_FILES = (
+    "test_blocks.py",
     "test_certificate.py",
     "test_commands.py",
-    "test_random_compositions.py",
-    "test_initialization.py",
+    "test_examples.py",
+    "test_growth_step.py",
+    "test_huggingface.py",
     "test_images.py",
+    "test_initialization.py",
     "test_killed.py",
     "test_loop.py",
-    "test_huggingface.py",
+    "test_parameters.py",
+    "test_random_compositions.py",
     "test_readme.py",
+    "test_variants.py",
 )
 
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -39,7 +39,7 @@ def compose(*steps: Transformation) -> Transformation:
       ... )
       >>> step = growth.compose(growth.layer_addition(1), growth.mlp_expansion(32, layers=(2,)))
       >>> print(step(small))
-      num_layers 2 → 3; mlp_dim 16 → (16, 16, 32); new layers at 2
+      mlp_dim 16 → (16, 16, 32); num_layers 2 → 3; new layers at 2
 
     References:
       Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer

@@ -46,7 +46,7 @@ class GrowthPlan:
       >>> plan.changes
       {'num_layers': (2, 3)}
       >>> print(plan.followed_by(growth.mlp_expansion(32)(plan.target)))
-      num_layers 2 → 3; mlp_dim 16 → 32; new layers at 1
+      mlp_dim 16 → 32; num_layers 2 → 3; new layers at 1
 
     References:
       Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
@@ -209,7 +209,7 @@ def plan(
       ...     vocab_size=11, max_length=8, embed_dim=8, num_layers=2, num_heads=2, mlp_dim=16
       ... )
       >>> print(growth.plan(small, small.replace(num_layers=4, mlp_dim=32)))
-      num_layers 2 → 4; mlp_dim 16 → 32; new layers at 1, 3
+      mlp_dim 16 → 32; num_layers 2 → 4; new layers at 1, 3
 
     References:
       Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer

@@ -165,7 +165,7 @@ def plan_expansion(
       >>> from growth import huggingface
       >>> expansion = huggingface.plan_expansion("checkpoint", mlp_dim=24, num_layers=2)
       >>> print(expansion.plan)
-      num_layers 1 → 2; mlp_dim 16 → 24; new layers at 1
+      mlp_dim 16 → 24; num_layers 1 → 2; new layers at 1
 
     References:
       Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
