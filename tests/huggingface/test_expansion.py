@@ -218,3 +218,16 @@ def test_the_script_writes_a_checkpoint_that_grows(tmp_path):
     plan = plan_expansion(tmp_path / "source", num_layers=2, mlp_dim=30).plan
     assert (plan.source.num_kv_heads, plan.source.tied_embeddings) == (3, True)
     assert (plan.source.num_layers, plan.target.num_layers) == (1, 2)
+
+
+def test_what_is_float64_for_a_while_is_float32_again():
+    """Also in a process that opens transformers meanwhile: it has tables by dtype."""
+    code = (
+        "from growth.huggingface.expansion.transformers_models import float64_everywhere\n"
+        "with float64_everywhere():\n"
+        "    from transformers import modeling_utils\n"
+        "import safetensors.torch, torch\n"
+        "print(torch.float32 in safetensors.torch._SIZE)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -62,6 +62,7 @@ def generate_greedily(model: Any, prompts: np.ndarray, number: int) -> np.ndarra
 def float64_everywhere() -> Iterator[None]:
     """What transformers' code calls float32 is float64 here, in this process, also for threads."""
     import torch
+    from transformers import modeling_utils  # noqa: F401, makes tables by dtype when it is imported
 
     names: Any = torch
     before = names.float32, names.float, names.Tensor.float
