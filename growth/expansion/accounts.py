@@ -7,7 +7,6 @@ all trees of one form (parameters, their moments, averages), and what grows them
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
@@ -66,23 +65,28 @@ class TreeAccount:
       names: (path, name) of each array of the smaller tree; the name is what its rule makes of it.
       arrays: (path, arrays) for the first leaf of each kind in the smaller tree: the arrays of that
         kind that the larger model has.
-      empty: likewise the paths of those that are empty nodes, as the smaller one's are.
+      empty: likewise (path, name) of those that are empty nodes; the name is that of the smaller
+        one's node, which they are like.
     """
 
     plan: GrowthPlan
     blueprint: Blueprint
     names: tuple[tuple[str, str], ...]
     arrays: tuple[tuple[str, tuple[ArrayAccount, ...]], ...]
-    empty: tuple[tuple[str, tuple[str, ...]], ...]
+    empty: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
     def __iter__(self) -> Iterator[ArrayAccount]:
         """The arrays of the larger model."""
         return (array for _, kind in self.arrays for array in kind)
 
-    def of_source(self, tree: ParamsLike) -> dict[str, Any]:
-        """The arrays of a tree of the smaller model by name, empty nodes included."""
+    def of_source(self, tree: ParamsLike) -> dict[str, Array]:
+        """The arrays of a tree of the smaller model by name."""
         names = dict(self.names)
-        return {names[leaf.path]: leaf.value for leaf in pytrees.leaves(tree) if leaf.path in names}
+        return {
+            names[leaf.path]: leaf.value
+            for leaf in pytrees.leaves(tree)
+            if leaf.path in names and not pytrees.is_empty(leaf.value)
+        }
 
     def of_target(self, tree: ParamsLike) -> dict[str, Array]:
         """The arrays of a tree of the larger model by name.
@@ -101,9 +105,9 @@ class TreeAccount:
             self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
             name = next(name for name in (*shapes, *given) if given.get(name) != shapes.get(name))
             raise BlueprintError(
-                f"{name}: the fresh array has the shape {given.get(name)}, but what the parameters "
-                f"become has {shapes.get(name)}: they differ in an axis that does not grow, or one "
-                f"has arrays that the other lacks"
+                f"{name}: the fresh array's shape {given.get(name)} differs from that of what the "
+                f"parameters become, {shapes.get(name)}, in an axis that does not grow; or one of "
+                f"them has arrays that the other lacks"
             )
         return arrays
 
@@ -157,22 +161,21 @@ def array_account(
 def _source_account(shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint) -> TreeAccount:
     parameters = blueprint.match(dict(shapes), plan.source)
     by_name = {parameters[path].name: shape for path, shape in shapes if path in parameters}
-    arrays: dict[Any, tuple[str, tuple[ArrayAccount, ...]]] = {}
-    empty: dict[Any, tuple[str, tuple[str, ...]]] = {}
-    for path, shape in shapes:
-        first = parameters.get(path)
-        if first is None or first.kind in {**arrays, **empty}:
+    there = {name: shape for name, shape in by_name.items() if shape is not None}
+    arrays: dict[str, tuple[ArrayAccount, ...]] = {}
+    empty: dict[str, tuple[tuple[str, str], ...]] = {}
+    kinds = set()
+    for path, first in ((path, parameters[path]) for path, _ in shapes if path in parameters):
+        if first.kind in kinds:
             continue
-        targets = tuple(siblings(first, plan.target))
-        for target in targets:
-            _check_none_or_all_empty(target, plan, by_name)
-        if shape is None:
-            empty[first.kind] = path, tuple(target.path for target in targets)
-        else:
-            there = {name: held for name, held in by_name.items() if held is not None}
-            arrays[first.kind] = path, tuple(array_account(t, plan, there) for t in targets)
+        kinds.add(first.kind)
+        targets = [(t, _source_names(t, plan, by_name)) for t in siblings(first, plan.target)]
+        arrays[path] = tuple(
+            array_account(t, plan, there) for t, names in targets if names[0] in there
+        )
+        empty[path] = tuple((t.path, names[0]) for t, names in targets if names[0] not in there)
     names = tuple((path, parameter.name) for path, parameter in parameters.items())
-    return TreeAccount(plan, blueprint, names, tuple(arrays.values()), tuple(empty.values()))
+    return TreeAccount(plan, blueprint, names, tuple(arrays.items()), tuple(empty.items()))
 
 
 @functools.lru_cache(maxsize=128)
@@ -208,14 +211,16 @@ def _account(
     return ArrayAccount(target, layout, blocks, tuple(sources.items()))
 
 
-def _check_none_or_all_empty(
+def _source_names(
     target: Parameter, plan: GrowthPlan, shapes: Mapping[str, tuple[int, ...] | None]
-) -> None:
+) -> tuple[str, ...]:
+    """The names of what an array continues: all arrays, or all empty nodes."""
     names = tuple(dict.fromkeys(s.source.name for s in layer_segments(target, plan)))
     if len({shapes[name] is None for name in names}) > 1:
         raise BlueprintError(
             f"{target.path}: continues {', '.join(names)} in one array, but some of them are empty"
         )
+    return names
 
 
 def _check_groups(parameter: Parameter, plan: GrowthPlan) -> None:

@@ -72,13 +72,13 @@ def build(
       like: as for `assemble`.
     """
     leaves = {leaf.path: leaf for leaf in pytrees.leaves(tree)}
-    arrays, empty = dict(account.arrays), dict(account.empty)
-    known = {path for path, _ in account.names}
+    arrays, empty, names = dict(account.arrays), dict(account.empty), dict(account.names)
+    nodes = {name: leaves[path].value for path, name in names.items()}
     items = []
     for path, leaf in leaves.items():
         values = [(array.target.path, array_of(array)) for array in arrays.get(path, ())]
-        values += [(target, leaf.value) for target in empty.get(path, ())]
-        values += [] if path in known else [(path, leaf.value)]
+        values += [(target, nodes[name]) for target, name in empty.get(path, ())]
+        values += [] if path in names else [(path, leaf.value)]
         for target, value in values:
             model = leaves.get(target, leaf)
             items.append((pytrees.with_names(model.keys, target), model, value))
