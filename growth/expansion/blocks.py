@@ -12,7 +12,10 @@ import dataclasses
 import enum
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from growth.architecture import Architecture
 from growth.blueprints.parameters import size
@@ -100,6 +103,19 @@ class Block:
         if first + len(self.target[place]) <= len(old):
             return old[first : first + len(self.target[place])]
         return tuple(old[(first + i) % len(old)] for i in range(len(self.target[place])))
+
+    def take_from(self, source: Any, take: Callable[..., Any]) -> Any:
+        """The entries of a view of the source that this block's entries continue, in turn.
+
+        Args:
+          source: the view.
+          take: numpy's or JAX's.
+        """
+        for place in range(len(self.target)):
+            indices = self.source_indices(place)
+            if indices != range(source.shape[place]):
+                source = take(source, np.array(indices), axis=place)
+        return source
 
     def as_moment(self, exponent: int) -> "Block":
         """What the block is in a tree of moments of gradients.

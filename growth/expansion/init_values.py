@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from growth.expansion.accounts import ArrayAccount
 from growth.expansion.blocks import Block, Kind
@@ -55,7 +54,7 @@ def copies(arrays: Mapping[str, Array], *, key: jax.Array, signal_to_noise: floa
             if block.kind is Kind.FREE:
                 old = jnp.asarray(arrays[block.source])
                 source = array.split_source(block.source, old)[number]
-                copy = _taken(source, block)
+                copy = block.take_from(source, jnp.take)
                 noise = jnp.std(source) / signal_to_noise * drawn(array, number, block)
                 result = write_region(result, block.target, copy + noise.astype(copy.dtype))
         return result
@@ -98,12 +97,3 @@ def by_policy(policy: InitPolicy, values: Mapping[InitMethod, InitValues]) -> In
         return result
 
     return chosen
-
-
-def _taken(source: jax.Array, block: Block) -> jax.Array:
-    """The entries of the source that a block's entries continue, in turn."""
-    for place in range(len(block.target)):
-        indices = block.source_indices(place)
-        if indices != range(source.shape[place]):
-            source = jnp.take(source, np.array(indices), axis=place)
-    return source

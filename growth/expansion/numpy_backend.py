@@ -74,7 +74,9 @@ def grow_array(
         method = policy.method(role, axis)
         if isinstance(method, Copy):
             noise = np.std(olds[number], dtype=np.float32) / method.signal_to_noise
-            _write_normal(into, _taken(olds[number], block), float(noise), random[number])
+            _write_normal(
+                into, block.take_from(olds[number], np.take), float(noise), random[number]
+            )
         else:
             assert isinstance(method, Fresh)
             _write_normal(into, *initializer(target.name, role), random[number])
@@ -158,15 +160,6 @@ def _write_old(into: np.ndarray, old: np.ndarray, block: Block) -> None:
         into[...] = (old.astype(wide) + block.offset) * block.factor - block.offset
     else:
         np.multiply(old, block.factor, out=into, dtype=wide, casting="unsafe")
-
-
-def _taken(source: np.ndarray, block: Block) -> np.ndarray:
-    """The entries of the source that a block's entries continue, in turn."""
-    for place in range(len(block.target)):
-        indices = block.source_indices(place)
-        if indices != range(source.shape[place]):
-            source = np.take(source, np.array(indices), axis=place)
-    return source
 
 
 def _part(array: np.ndarray, region: Region) -> np.ndarray:

@@ -4,6 +4,8 @@ With a zero second moment and an old count, Adam's first update of an entry is (
 times the learning rate, whatever its gradient is.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,21 +36,21 @@ def with_initial_moments(
     probes = {_name(leaf): leaf.value for leaf in pytrees.leaves(gradient or {})}
     is_old: dict[str, jax.Array] = {}
     sums: dict[str, tuple[jax.Array, jax.Array]] = {}
-    of_kind: dict[str, tuple[jax.Array | float, jax.Array | int]] = {}
+    of_kind: dict[Any, tuple[jax.Array | float, jax.Array | int]] = {}
+    kinds = {array.name: array.target.kind for array in account}
     for array in account:
-        name, rule = array.name, array.target.rule.path
+        name, kind = array.name, array.target.kind
         is_old[name] = mask(array, (Kind.OLD,))
         total = jnp.sum(jnp.where(is_old[name], squares[name], 0))
         sums[name] = total, jnp.sum(is_old[name])
-        before = of_kind.get(rule, (0.0, 0))
-        of_kind[rule] = before[0] + total, before[1] + sums[name][1]
-    rules = {array.name: array.target.rule.path for array in account}
+        before = of_kind.get(kind, (0.0, 0))
+        of_kind[kind] = before[0] + total, before[1] + sums[name][1]
 
     def filled(name: str) -> jax.Array:
         square, (total, count), (all_total, all_count) = (
             squares[name],
             sums[name],
-            of_kind[rules[name]],
+            of_kind[kinds[name]],
         )
         mean = jnp.where(
             count > 0, total / jnp.maximum(count, 1), all_total / jnp.maximum(all_count, 1)
