@@ -46,5 +46,5 @@ def get_config(size: str = "grown") -> ConfigDict:
     config.batch_size = 64
     config.eval_batches = 7  # 448 images, for 449 in the validation side
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup = 0.01
+    config.optimizer.warmup_steps = 50
     return config

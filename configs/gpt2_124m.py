@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 480
     config.dtype = "bfloat16"
     config.optimizer.learning_rate = 6e-4
+    config.optimizer.warmup_steps = 500
     config.optimizer.final_learning_rate = 0.1
     config.mesh.data = 8
     config.eval_every = 500

@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.dtype = "bfloat16"
     config.remat = True
     config.optimizer.learning_rate = 4e-4
+    config.optimizer.warmup_steps = 1000
     config.optimizer.final_learning_rate = 0.1
     config.mesh.data = 4
     config.mesh.fsdp = 8

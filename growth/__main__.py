@@ -4,12 +4,14 @@ import sys
 
 # What the extra "train" brings. Libraries of other extras are asked for where they are opened.
 BY_TRAIN = {
+    "annotated_types",
     "cyclopts",
     "docstring_parser",
     "grain",
     "matplotlib",
     "ml_collections",
     "orbax",
+    "pydantic",
     "rich",
     "tensorboardX",
 }

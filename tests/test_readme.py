@@ -27,7 +27,7 @@ def workdir(tmp_path_factory) -> Path:
         entry | {"step": 2 + 2 * index} for index, entry in enumerate(config.growth)
     )
     config.num_steps, config.batch_size, config.eval_batches = 12, 8, 1
-    config.mesh.data, config.optimizer.warmup, config.samples.prompts = 1, 0.0, ()
+    config.mesh.data, config.optimizer.warmup_steps, config.samples.prompts = 1, 0, ()
     train(parse(config), folder / "runs" / "quickstart")
     return folder
 

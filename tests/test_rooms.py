@@ -44,6 +44,7 @@ LIBRARIES_OF_CORE = {"chex", "einops", "jax", "jaxtyping", "numpy", "optax"}
 # The only places that open a library: the rest of growth works where it is not installed.
 PLACES = {
     "absl": ("growth.cli",),
+    "annotated_types": ("growth.training",),
     "cyclopts": ("growth.cli",),
     "docstring_parser": ("growth.cli",),
     "flax": ("growth.models",),
@@ -51,6 +52,7 @@ PLACES = {
     "matplotlib": ("growth.training.report",),
     "ml_collections": ("growth.training", "growth.cli"),
     "orbax": ("growth.training.checkpoints",),
+    "pydantic": ("growth.training",),
     "rich": ("growth.training", "growth.cli"),
     "safetensors": ("growth.huggingface.tensor_files",),
     "sklearn": ("growth.training.data.images",),

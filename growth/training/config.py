@@ -6,11 +6,11 @@ set from the command line; `parse` makes a `TrainConfig` of it. Nothing behind i
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import ml_collections
+from annotated_types import doc
 from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
@@ -19,10 +19,20 @@ from growth.training.config_sections import (
     MeshConfig,
     OptimizerConfig,
     SamplesConfig,
-    check_field,
 )
 from growth.training.data.config import DataConfig
-from growth.training.schedule import Stage, stages, training_flops
+from growth.training.fields import (
+    Count,
+    Dtype,
+    Flag,
+    Mappings,
+    Positive,
+    Seed,
+    Text,
+    check_fields,
+    number_type,
+)
+from growth.training.schedule import Stage, flops_spent, rise_steps, stages, training_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,40 +83,32 @@ class TrainConfig:
     """
 
     architecture: Architecture
-    growth: tuple[Mapping[str, Any], ...] = ()
-    initialize_from: str = ""
-    num_steps: int = 1000
-    batch_size: int = 16
-    seed: int = 0
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: bool = False
-    certify: bool = False
-    growth_tolerance: float | None = None
+    growth: Mappings = ()
+    initialize_from: Text = ""
+    num_steps: Count = 1000
+    batch_size: Count = 16
+    seed: Seed = 0
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    remat: Flag = False
+    certify: Flag = False
+    growth_tolerance: Annotated[
+        Positive | None, doc("a positive number, or None for what growth promises")
+    ] = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
-    eval_every: int = 100
-    eval_batches: int = 8
-    checkpoint_every: int = 200
-    checkpoints_kept: int = 3
-    log_every: int = 10
-    wandb_project: str = ""
+    eval_every: Count = 100
+    eval_batches: Count = 8
+    checkpoint_every: Count = 200
+    checkpoints_kept: Count = 3
+    log_every: Count = 10
+    wandb_project: Text = ""
 
     def __post_init__(self) -> None:
-        positive = ("num_steps", "batch_size", "eval_every", "eval_batches", "checkpoint_every")
-        for name in (*positive, "checkpoints_kept", "log_every"):
-            check_field(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("dtype", "param_dtype"):
-            check_field(
-                self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16"
-            )
-        tolerance = self.growth_tolerance
-        is_number = isinstance(tolerance, int | float) and 0 < tolerance < math.inf
-        accepted = "a positive number, or None for what growth promises"
-        check_field(self, "growth_tolerance", tolerance is None or is_number, accepted)
-        self._check_growth_is_in_stable_part()
+        check_fields(self, ConfigError)
+        self._check_rate()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -118,23 +120,38 @@ class TrainConfig:
         """Tokens that one optimizer step learns from."""
         return self.batch_size * self.architecture.max_length
 
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps over which the learning rate rises to its peak."""
+        given = self.optimizer.warmup_steps
+        return rise_steps(self.stages[0]) if given is None else given
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold; `parse` is the inverse."""
         return dataclasses.asdict(self)
 
-    def _check_growth_is_in_stable_part(self) -> None:
-        run = self.stages
-        costs = training_flops(run, self.tokens_per_step)
-        stable = (self.optimizer.warmup, 1 - self.optimizer.decay)
+    def _check_rate(self) -> None:
+        """Growth and warm-up come before the learning rate decays."""
+        run, begins = self.stages, 1 - self.optimizer.decay
+        total = sum(training_flops(run, self.tokens_per_step))
+
+        def share(step: int) -> float:
+            return flops_spent(run, step, self.tokens_per_step) / total
+
         for stage in run[1:]:
-            share = sum(costs[: stage.index]) / sum(costs)
-            if not stable[0] <= share <= stable[1]:
+            if share(stage.start) > begins:
                 raise ConfigError(
                     f"growth[{stage.index - 1}] (which begins stage {stage.index + 1}): step "
-                    f"{stage.start} is at {share:.1%} of the run's FLOPs, but growth belongs where "
-                    f"the learning rate is stable, between {stable[0]:.1%} (optimizer.warmup) and "
-                    f"{stable[1]:.1%} (1 - optimizer.decay)"
+                    f"{stage.start} is at {share(stage.start):.1%} of the run's FLOPs, but growth "
+                    f"must come before the learning rate decays, at {begins:.1%} "
+                    f"(1 - optimizer.decay)"
                 )
+        if self.warmup_steps > self.num_steps or share(self.warmup_steps) > begins:
+            raise ConfigError(
+                f"optimizer.warmup_steps is {self.warmup_steps}, but the run has {self.num_steps} "
+                f"steps, and the warm-up must be over before the learning rate decays, at "
+                f"{begins:.1%} of the run's FLOPs (1 - optimizer.decay)"
+            )
 
 
 _PARTS: dict[str, type] = {
@@ -182,15 +199,23 @@ def changeable(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Args:
       fields: all fields of a run, as of `TrainConfig.to_dict`.
     """
-    # A config would not let None be changed, but for a placeholder.
-    unset = (
-        {} if fields["growth_tolerance"] is not None else {"growth_tolerance": placeholder(float)}
-    )
+    sections = {
+        name: _settable(part, fields[name]) for name, part in _PARTS.items() if name in fields
+    }
     architecture = {
         name: placeholder(object) if value is None else value
         for name, value in fields["architecture"].items()
     }
-    return ml_collections.ConfigDict({**fields, **unset, "architecture": architecture})
+    own = _settable(TrainConfig, fields)
+    return ml_collections.ConfigDict({**own, **sections, "architecture": architecture})
+
+
+def _settable(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section. A config would not let None be changed, but for a placeholder."""
+    return {
+        name: placeholder(number_type(kind, name)) if value is None else value
+        for name, value in values.items()
+    }
 
 
 def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
@@ -218,25 +243,25 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
     fields = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     if "architecture" not in fields:
         raise ConfigError("architecture is missing")
-    fields["architecture"] = Architecture.from_dict(dict(fields["architecture"]))
-    growth = fields.get("growth", ())
-    if not isinstance(growth, list | tuple) or not all(isinstance(e, Mapping) for e in growth):
-        raise ConfigError(
-            f"growth is {growth!r}, but it must be a tuple of dicts; on a command line write "
-            f"--config.growth=\"({{'step': 300, 'embed_dim': 192}},)\""
-        )
-    fields["growth"] = tuple(dict(entry) for entry in growth)
+    sizes = _section("architecture", fields["architecture"])
+    fields["architecture"] = Architecture.from_dict(sizes)
     for name, part in _PARTS.items():
         if name in fields:
-            fields[name] = _build(part, dict(fields[name]), f"{name}.")
+            fields[name] = _build(part, _section(name, fields[name]), f"{name}.")
     return _build(TrainConfig, fields, "")
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is {value!r}, but it must be a section, a mapping with fields")
+    return dict(value)
 
 
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"unknown field {where}{name}; {hint}")
     return kind(**values)

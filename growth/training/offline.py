@@ -30,7 +30,7 @@ from growth.training.report.metrics import FILE_NAME, MetricsWriter
 from growth.training.run.logging import log_growth
 from growth.training.run.restore import load_metadata, load_state, save_state, write_config
 from growth.training.run.run import relative_difference
-from growth.training.schedule import MOMENTS, Stage, stages, training_flops
+from growth.training.schedule import MOMENTS, Stage
 from growth.types import Inputs, Params
 
 _CONFIG = '''"""What `growth expand` made of {source}, at step {step}.
@@ -139,17 +139,13 @@ def plan_run(
         )
     steps = (*config.growth[:index], {"step": step, **growth})
     num_steps = config.num_steps if step < config.num_steps else step + config.num_steps
-    # The warm-up is over: it stays as long as it was, though it is another share of the FLOPs now.
-    before, after = (
-        sum(training_flops(run, config.tokens_per_step))
-        for run in (config.stages, stages(config.architecture, steps, num_steps))
-    )
-    warmup = config.optimizer.warmup * before / after
+    # The warm-up stays as long as it was, though the first stage may be shorter now.
+    optimizer = dataclasses.replace(config.optimizer, warmup_steps=config.warmup_steps)
     grown = dataclasses.replace(
         config,
         growth=steps,
         num_steps=num_steps,
-        optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
+        optimizer=optimizer,
         growth_tolerance=config.growth_tolerance if growth_tolerance is None else growth_tolerance,
     )
     expansion = RunExpansion(source, grown)

@@ -1,4 +1,4 @@
-"""The optimizer of a run, and its learning rate, laid out over training FLOPs."""
+"""The optimizer of a run, and its learning rate."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import optax
 
 from growth.optimizer.post_growth import GrowthEvent, correct_by_age, rewarm
 from growth.training.config import TrainConfig
-from growth.training.config_sections import OptimizerConfig
 from growth.training.schedule import Stage, training_flops
 from growth.types import Params, ParamsLike
 
@@ -28,35 +27,39 @@ def flops_at(stages: Sequence[Stage], tokens_per_step: int) -> optax.Schedule:
     )
 
 
-def learning_rate(
-    config: OptimizerConfig, stages: Sequence[Stage], tokens_per_step: int
-) -> optax.Schedule:
-    """The learning rate as a function of the optimizer step: warm-up, stable, decay over FLOPs."""
-    share = flops_at(stages, tokens_per_step)
-    peak = config.learning_rate
-    parts = [
-        optax.linear_schedule(0.0, peak, config.warmup),
-        optax.constant_schedule(peak),
-        optax.linear_schedule(peak, peak * config.final_learning_rate, config.decay),
-    ]
-    over_flops = optax.join_schedules(parts, [config.warmup, 1 - config.decay])
-    # A step learns at the rate of its end, so that the first one does learn.
-    return lambda count: over_flops(share(count + 1))
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """The learning rate of entries that are not new, as a function of the optimizer step.
 
+    All that is shown and logged is this: the warm-up over steps, the decay over FLOPs, and the
+    rises after growth. It takes an array of steps too.
+    """
+    base = _base_rate(config)
+    rising = [s for s in config.stages if s.rewarming and s.rewarming.entries == "all"]
 
-def rewarmed(rate: optax.Schedule, stages: Sequence[Stage]) -> optax.Schedule:
-    """A learning rate with its rises after growth, as entries that are not new see it."""
-    rising = [stage for stage in stages if stage.rewarming and stage.rewarming.entries == "all"]
-
-    def risen(count: jax.typing.ArrayLike) -> jax.Array:
+    def rate(count: jax.typing.ArrayLike) -> jax.Array:
         share = jnp.ones(())
         for stage in rising:
             assert stage.rewarming is not None
             age = jnp.asarray(count) + 1 - stage.start
             share = share * jnp.where(age > 0, stage.rewarming.share(age), 1.0)
-        return rate(count) * share
+        return base(count) * share
 
-    return risen
+    return rate
+
+
+def _base_rate(config: TrainConfig) -> optax.Schedule:
+    """The learning rate without its rises after growth, which the optimizer has from `rewarm`."""
+    settings, warmup = config.optimizer, max(config.warmup_steps, 1)
+    spent = flops_at(config.stages, config.tokens_per_step)
+    fall = optax.linear_schedule(1.0, settings.final_learning_rate, settings.decay)
+
+    def rate(count: jax.typing.ArrayLike) -> jax.Array:
+        # A step learns at the rate of its end, so that the first one does learn.
+        step = jnp.asarray(count) + 1
+        share = fall(spent(step) - (1 - settings.decay)) if settings.decay else 1.0
+        return settings.learning_rate * jnp.minimum(step / warmup, 1.0) * share
+
+    return rate
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -72,7 +75,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
         correct_by_age(events, b1=settings.b1, b2=settings.b2),
         optax.add_decayed_weights(settings.weight_decay, decayed),
-        optax.scale_by_learning_rate(learning_rate(settings, stages, config.tokens_per_step)),
+        optax.scale_by_learning_rate(_base_rate(config)),
         rewarm(events),
     )
 

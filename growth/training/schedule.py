@@ -25,8 +25,8 @@ _OPTIONS = ("init", "moments", "rewarming")
 # How second moments of new entries may begin; the first is the default.
 MOMENTS = (*POLICIES, "age")
 
-# How the learning rate rises after growth where a growth step does not say: the one that showed no
-# spike in docs/moments.md. A short stage spends no more than this share of its steps on it.
+# How the learning rate rises at the start of a stage where nobody says: after growth, the one that
+# showed no spike in docs/moments.md. A short stage spends no more than this share of its steps so.
 REWARMING = Rewarming(steps=100)
 _LARGEST_SHARE = 1 / 4
 
@@ -182,10 +182,15 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def rise_steps(stage: Stage) -> int:
+    """Over how many steps the learning rate rises at the start of a stage, where nobody says."""
+    return min(REWARMING.steps, max(1, int(stage.num_steps * _LARGEST_SHARE)))
+
+
 def _rewarmed(stage: Stage) -> Stage:
     """A stage with the default rewarming."""
-    steps = min(REWARMING.steps, max(1, int(stage.num_steps * _LARGEST_SHARE)))
-    return dataclasses.replace(stage, rewarming=dataclasses.replace(REWARMING, steps=steps))
+    rewarming = dataclasses.replace(REWARMING, steps=rise_steps(stage))
+    return dataclasses.replace(stage, rewarming=rewarming)
 
 
 def _check_names(entry: Mapping[str, Any], where: str) -> None:

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
     config.data.files = str(folder / "text" / "*.txt")
     config.growth = (dict(step=2, mlp_dim=24),)
     config.num_steps, config.batch_size, config.eval_batches = 4, 8, 1
-    config.optimizer.warmup = config.optimizer.decay = 0.0
+    config.optimizer.warmup_steps, config.optimizer.decay = 0, 0.0
     config.checkpoint_every = 1
     train(parse(config), folder / "runs" / "small")
     architecture = growth.Architecture.llama(**sizes)

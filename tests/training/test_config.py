@@ -114,8 +114,8 @@ def test_stages_and_tokens():
         (dict(mesh__pipeline=2), r"unknown field mesh\.pipeline; known are data, fsdp, tensor"),
         (dict(architecture__depth=2), r"unknown field depth; an architecture has vocab_size, "),
         # Values.
-        (dict(num_steps=0), "num_steps is 0, but it must be at least 1"),
-        (dict(batch_size=-1), "batch_size is -1, but it must be at least 1"),
+        (dict(num_steps=0), "num_steps is 0, but it must be a whole number of at least 1"),
+        (dict(batch_size=-1), "batch_size is -1, but it must be a whole number of at least 1"),
         (dict(log_every=0), "log_every is 0, but"),
         (dict(eval_every=0), "eval_every is 0, but"),
         (dict(eval_batches=0), "eval_batches is 0, but"),
@@ -131,7 +131,8 @@ def test_stages_and_tokens():
         (dict(optimizer__clip_norm=-1.0), r"optimizer\.clip_norm is -1\.0, .* positive"),
         (dict(optimizer__b2=1.0), r"optimizer\.b2 is 1\.0, .* less than 1"),
         (dict(optimizer__weight_decay=-0.1), r"optimizer\.weight_decay is -0\.1"),
-        (dict(optimizer__warmup=0.9), r"optimizer\.decay is 0\.2, .* together with warmup"),
+        (dict(optimizer__warmup_steps=801), r"optimizer\.warmup_steps is 801, .* 80\.0% of"),
+        (dict(optimizer__warmup_steps=-1), r"optimizer\.warmup_steps is -1, but it must be"),
         (dict(mesh__data=0), r"mesh\.data is 0, .* or -1"),
         (dict(mesh__tensor=-1), r"mesh\.data is -1, .* -1 only where"),
         (dict(samples__temperature=-1.0), r"samples\.temperature is -1\.0"),
@@ -154,12 +155,18 @@ def test_errors_of_the_parts_come_through():
         parse({"num_steps": 3})
 
 
-def test_growth_belongs_where_the_learning_rate_is_stable():
+def test_growth_comes_before_the_learning_rate_decays():
     """By FLOPs, not by steps: the steps after growth cost more."""
-    early = dict(step=15, embed_dim=64, mlp_dim=512)
-    with pytest.raises(ConfigError, match=r"growth\[0\] .*step 15 is at 0\.\d% .* 2\.0% .* 80\.0%"):
-        parse(config(growth=(early,)))
-    parse(config(growth=(early,), optimizer__warmup=0.0))
-    with pytest.raises(ConfigError, match=r"growth\[1\] .*step 900 is at 8\d\.\d%"):
+    with pytest.raises(ConfigError, match=r"growth\[1\] .*step 900 is at 8\d\.\d% .* 80\.0%"):
         parse(config(growth=(dict(step=300, mlp_dim=24), dict(step=900, mlp_dim=32))))
     parse(config(growth=(dict(step=900, mlp_dim=1024),)))
+
+
+def test_a_warm_up_takes_steps_of_its_stage_however_much_later_stages_cost():
+    """And growth is possible while it lasts."""
+    large = dict(step=400, embed_dim=64, mlp_dim=2048, num_layers=8)
+    assert parse(config(growth=(large,))).warmup_steps == 100
+    assert parse(config(growth=({**large, "step": 60},))).warmup_steps == 15
+    assert parse(config(num_steps=2)).warmup_steps == 1
+    assert parse(config(growth=(large,), optimizer__warmup_steps=600)).warmup_steps == 600
+    assert parse(config(optimizer__warmup_steps=0)).warmup_steps == 0

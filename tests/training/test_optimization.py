@@ -1,4 +1,4 @@
-"""The learning rate over FLOPs, the clipping, and what weight decay acts on."""
+"""The learning rate over steps and FLOPs, the clipping, and what weight decay acts on."""
 
 import jax
 import numpy as np
@@ -9,22 +9,26 @@ from growth.architecture import Architecture
 from growth.models import initial_parameters
 from growth.training.config import TrainConfig
 from growth.training.config_sections import OptimizerConfig
-from growth.training.optimization import (
-    decayed,
-    flops_at,
-    learning_rate,
-    make_optimizer,
-    rewarmed,
-)
+from growth.training.optimization import decayed, flops_at, learning_rate, make_optimizer
 from growth.training.schedule import flops_spent, stages, training_flops
 
 SMALL = Architecture.llama(
     vocab_size=16, max_length=8, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16
 )
-GROWTH = (dict(step=100, embed_dim=16, mlp_dim=32), dict(step=150, num_layers=4))
+GROWTH = (
+    dict(step=100, embed_dim=16, mlp_dim=32, rewarming=None),
+    dict(step=150, num_layers=4, rewarming=None),
+)
 RUN = stages(SMALL, GROWTH, 200)
-TOKENS = 64
-CONFIG = OptimizerConfig(learning_rate=0.5, warmup=0.1, decay=0.3, final_learning_rate=0.2)
+TOKENS = 8 * 16
+CONFIG = OptimizerConfig(learning_rate=0.5, warmup_steps=20, decay=0.3, final_learning_rate=0.2)
+
+
+def rate_of(settings, growth=GROWTH, num_steps=200):
+    """The rate of every step."""
+    config = TrainConfig(SMALL, growth, num_steps=num_steps, optimizer=settings)
+    assert config.tokens_per_step == TOKENS
+    return np.array(learning_rate(config)(np.arange(num_steps)))
 
 
 def shares(steps):
@@ -41,13 +45,13 @@ def test_flops_are_counted_by_stage():
     assert last > 4 * first
 
 
-def test_warm_up_stable_decay_over_flops():
-    schedule = learning_rate(CONFIG, RUN, TOKENS)
-    rates = np.array([float(schedule(step)) for step in range(200)])
-    share = shares(np.arange(1, 201))  # a step learns at the rate of its end
+def test_warm_up_over_steps_then_stable_then_decay_over_flops():
+    rates = rate_of(CONFIG)
+    steps = np.arange(1, 201)  # a step learns at the rate of its end
+    share = shares(steps)
 
-    warm, falls = share <= 0.1, share >= 0.7
-    np.testing.assert_allclose(rates[warm], 0.5 * share[warm] / 0.1, rtol=1e-4)
+    warm, falls = steps <= 20, share >= 0.7
+    np.testing.assert_allclose(rates[warm], 0.5 * steps[warm] / 20, rtol=1e-4)
     np.testing.assert_array_equal(rates[~warm & ~falls], 0.5)
     progress = (share[falls] - 0.7) / 0.3
     np.testing.assert_allclose(rates[falls], 0.5 * (1 - 0.8 * progress), rtol=1e-4)
@@ -58,23 +62,31 @@ def test_warm_up_stable_decay_over_flops():
     assert (rates[95:155] == 0.5).all()
 
 
+def test_a_warm_up_goes_on_where_it_was_when_growth_comes_into_it():
+    growth = (dict(step=10, embed_dim=64, mlp_dim=512, rewarming=dict(steps=4, start=0.5)),)
+    rates = rate_of(CONFIG, growth)
+    rise = np.ones(20)
+    rise[10:14] = 0.5 + 0.5 * np.arange(1, 5) / 4
+    np.testing.assert_allclose(rates[:20], 0.5 * np.arange(1, 21) / 20 * rise, rtol=1e-5)
+
+
 def test_each_part_may_be_left_out():
-    plain = OptimizerConfig(learning_rate=0.5, warmup=0.0, decay=0.0)
-    schedule = learning_rate(plain, RUN, TOKENS)
-    assert [float(schedule(step)) for step in (0, 1, 100, 199)] == [0.5] * 4
-    whole = OptimizerConfig(learning_rate=0.5, warmup=0.4, decay=0.6)
-    assert max(float(learning_rate(whole, RUN, TOKENS)(step)) for step in range(200)) <= 0.5
+    plain = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay=0.0)
+    assert (rate_of(plain) == 0.5).all()
+    whole = OptimizerConfig(learning_rate=0.5, warmup_steps=80, decay=0.6)
+    rates = rate_of(whole, growth=())
+    assert rates[79] == 0.5
+    assert (np.delete(rates, 79) < 0.5).all()
 
 
 def test_without_growth_flops_are_steps():
-    schedule = learning_rate(CONFIG, stages(SMALL, (), 200), TOKENS)
-    rates = [float(schedule(step)) for step in (9, 19, 100, 139, 169, 199)]
-    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.3, 0.1], rel=1e-4)
+    rates = rate_of(CONFIG, growth=())[[9, 19, 100, 139, 169, 199]]
+    assert rates.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.3, 0.1], rel=1e-4)
 
 
 def test_the_rate_that_is_shown_is_the_one_that_updates_have():
     """Decoupled decay alone, of old entries: each shrinks by rate · decay."""
-    settings = OptimizerConfig(learning_rate=0.5, warmup=0.0, decay=0.0, weight_decay=0.1)
+    settings = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay=0.0, weight_decay=0.1)
     ramp, held = dict(steps=4, start=0.2), dict(steps=3, start=0.5, shape="constant")
     growth = (
         dict(step=3, embed_dim=16, rewarming=ramp),
@@ -83,7 +95,7 @@ def test_the_rate_that_is_shown_is_the_one_that_updates_have():
     )
     config = TrainConfig(SMALL, growth, num_steps=20, optimizer=settings)
     run, tx = config.stages, make_optimizer(config)
-    shown = rewarmed(learning_rate(settings, run, TOKENS), run)
+    shown = learning_rate(config)(np.arange(20))
     state, rates, update = None, [], jax.jit(tx.update)
     for step in range(20):
         architecture = [stage for stage in run if stage.start <= step][-1].architecture
@@ -93,7 +105,7 @@ def test_the_rate_that_is_shown_is_the_one_that_updates_have():
         state = new if state is None else (*new[:2], state[2], new[3], *state[4:])  # the counts
         updates, state = update(jax.tree.map(np.zeros_like, ones), state, ones)
         rates.append(-updates["layers_0"]["mlp"]["up"]["kernel"][0, 0, 0] / 0.1)
-    np.testing.assert_allclose([shown(step) for step in range(20)], rates, rtol=1e-5)
+    np.testing.assert_allclose(shown, rates, rtol=1e-5)
     shares = np.array(rates) / 0.5
     np.testing.assert_allclose(shares[:8], [1, 1, 1, 0.4, 0.6, 0.8, 1, 1], rtol=1e-5)
     np.testing.assert_allclose(shares[8:], [1, 0.5, 0.5, 0.5, *[1] * 8], rtol=1e-5)
@@ -115,7 +127,7 @@ def test_weight_decay_acts_on_kernels_alone(preset):
 def test_the_optimizer_is_adamw_behind_clipping():
     """One update, against the formula."""
     settings = OptimizerConfig(
-        learning_rate=0.1, warmup=0.0, decay=0.0, weight_decay=0.5, clip_norm=1.0, eps=1e-8
+        learning_rate=0.1, warmup_steps=0, decay=0.0, weight_decay=0.5, clip_norm=1.0, eps=1e-8
     )
     tx = make_optimizer(TrainConfig(SMALL, optimizer=settings))
     twos = np.full(4, 2.0, np.float32)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from growth.errors import InputError
+from growth.training.fields import Between, Index, Text, check_fields
 
 
 class DataError(InputError):
@@ -35,21 +36,11 @@ class DataConfig:
       The documentation of `glob` for patterns, and that of tokenizers for tokenizer.json.
     """
 
-    files: str = ""
-    tokenizer: str = ""
-    images: str = ""
-    max_shift: int = 0
-    validation_fraction: float = 0.05
+    files: Text = ""
+    tokenizer: Text = ""
+    images: Text = ""
+    max_shift: Index = 0
+    validation_fraction: Between = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("files", "tokenizer", "images"):
-            if not isinstance(getattr(self, name), str):
-                raise DataError(f"{name} is {getattr(self, name)!r}, but it must be a string")
-        shift = self.max_shift
-        if isinstance(shift, bool) or not isinstance(shift, int) or shift < 0:
-            raise DataError(f"max_shift is {shift!r}, but it must be a whole number from 0")
-        fraction = self.validation_fraction
-        if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise DataError(
-                f"validation_fraction is {fraction!r}, but it must be a number between 0 and 1"
-            )
+        check_fields(self, DataError)

@@ -41,7 +41,7 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
     console = console or Console()
     stages = config.stages
     tx = make_optimizer(config)
-    schedule = learning_rate(config.optimizer, stages, config.tokens_per_step)
+    schedule = learning_rate(config)
     configured = [getattr(config.mesh, axis) for axis in meshes.MESH_AXES]
     needed = math.prod(size for size in configured if size != -1)
     sizes = meshes.mesh_shape(config.mesh, max(needed, jax.device_count()), config.batch_size)

@@ -9,7 +9,7 @@ import numpy as np
 
 from growth.training.config import TrainConfig
 from growth.training.generation import generate
-from growth.training.optimization import learning_rate, rewarmed
+from growth.training.optimization import learning_rate
 from growth.training.report.metrics import MetricsWriter
 from growth.training.run.run import Run
 from growth.training.run.stopping import DivergedError
@@ -42,14 +42,12 @@ def log_steps(
                 raise _diverged(run, stage, number - 1, f"{name} of step {number} is {value}")
     loss = float(np.mean([metrics["loss"] for metrics in values]))
     speed = len(values) * run.config.tokens_per_step / seconds
-    schedule = learning_rate(run.config.optimizer, run.stages, run.config.tokens_per_step)
-    schedule = rewarmed(schedule, run.stages)
     run.metrics.write(
         "train",
         step,
         stage=stage.index,
         loss=loss,
-        learning_rate=schedule(step - 1),
+        learning_rate=learning_rate(run.config)(step - 1),
         grad_norm=values[-1]["grad_norm"],
         tokens_per_second=speed,
         flops=run.flops(step),
