@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, powers of ten, bytes, durations."""
+"""Numbers as people read them: counts, powers of ten, durations."""
 
 
 def format_count(number: float) -> str:
@@ -22,14 +22,6 @@ def format_power(number: float) -> str:
         return "0"
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def format_bytes(number: float) -> str:
-    """`number` of bytes to about three digits: 812 B, 4.21 kB, 5.2 MB, 2.48 GB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} B"
 
 
 def format_duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from growth.files import write_atomically
 from growth.huggingface import expand_checkpoint
 
 SIZES = dict(embed_dim=36, num_layers=8, mlp_dim=100)
@@ -41,7 +42,7 @@ def at_every_point(act):
         nonlocal number
         if not event.startswith(_POINTS):
             return
-        if number < 0 and not (event == "os.mkdir" and str(arguments[0]).endswith(".partial")):
+        if number < 0 and not (event == "os.mkdir" and ".growth-" in str(arguments[0])):
             return
         number += 1
         act(number, event)
@@ -86,18 +87,19 @@ def killed_at(point, source, output):
         grow(source, output, **SEVERAL_FILES)
 
     code = in_a_process(run)
-    partial = output.with_name(output.name + ".partial")
     there = digest(output) if output.exists() else None
-    left = {p.name: p.stat().st_size for p in partial.iterdir()} if partial.exists() else None
+    partial = list(output.parent.glob(".growth-*"))
+    left = {p.name: p.stat().st_size for d in partial for p in d.glob("content/*")} or None
     # The next one writes a single file, so that whatever it leaves of those before it shows.
     again = None if there else in_a_process(lambda: grow(source, output))
+    write_atomically(output.with_suffix(".txt"), "whoever writes here next removes what was left")
     return dict(
         code=code,
         there=there,
         left=left,
         again=again,
         then=digest(output),
-        partial_then=partial.exists(),
+        partial_then=[str(p) for p in output.parent.glob(".growth-*")],
     )
 
 

@@ -28,6 +28,7 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 from growth.errors import InputError
+from growth.files import write_atomically
 
 KINDS = ("train", "eval", "growth", "sample")
 
@@ -98,9 +99,7 @@ class MetricsWriter:
         kept = [] if resume_step is None else _kept_lines(path, resume_step, resume_stage)
         resumes = resume_step is not None
         self._wandb = _start_wandb(wandb_project, directory, resumes) if wandb_project else None
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(b"".join(line + b"\n" for line, _ in kept))
-        os.replace(partial, path)
+        write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
 
         self._written = {_identity(record) for _, record in kept if record["step"] == resume_step}
         seconds = [r["seconds"] for _, r in kept if r["kind"] == "train" and r.get("seconds")]

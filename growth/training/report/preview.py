@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from growth.architecture import Architecture
+from growth.files import format_bytes
 from growth.training import mesh as meshes
 from growth.training.config import TrainConfig
-from growth.training.formatting import format_bytes, format_count, format_power
+from growth.training.formatting import format_count, format_power
 from growth.training.optimization import learning_rate, make_optimizer
 from growth.training.schedule import training_flops
 from growth.training.state import abstract_state, state_partitions
