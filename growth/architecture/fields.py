@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from growth.architecture import validation
@@ -174,8 +174,10 @@ class ArchitectureFields:
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)
-        for name in ("vocab_size", "max_length", "embed_dim", "num_layers"):
+        for name in ("vocab_size", "max_length", "embed_dim"):
             put(name, validation.positive_int(name, getattr(self, name)))
+        layers = validation.positive_int("num_layers", self.num_layers, validation.MOST_LAYERS)
+        put("num_layers", layers)
         for name, choices in _CHOICES.items():
             validation.choice(name, getattr(self, name), choices)
         for field in dataclasses.fields(self):
@@ -219,10 +221,8 @@ class ArchitectureFields:
     def _check_variants(self) -> None:
         if self.rotary_dim is not None:
             validation.positive_int("rotary_dim", self.rotary_dim)
-        if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if isinstance(self.patches, Mapping):
-            object.__setattr__(self, "patches", Patches(**self.patches))
+        for name, kind in (("rope_scaling", RopeScaling), ("patches", Patches)):
+            object.__setattr__(self, name, validation.part(name, getattr(self, name), kind))
         if self.patches is not None:
             self._check_patches(self.patches)
         for name in ("rotary_dim", "rope_scaling"):

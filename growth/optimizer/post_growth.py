@@ -50,7 +50,8 @@ class Rewarming:
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"rewarming steps is {self.steps!r}, but it must be at least 1")
-        if not 0 <= self.start <= 1:
+        number = isinstance(self.start, int | float) and not isinstance(self.start, bool)
+        if not number or not 0 <= self.start <= 1:
             raise InputError(f"rewarming start is {self.start!r}, but it must be from 0 to 1")
         for name, words in (("shape", ("linear", "constant")), ("entries", ("all", "new"))):
             if getattr(self, name) not in words:

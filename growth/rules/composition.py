@@ -1,8 +1,10 @@
 """Several transformations as one: in a given order, or all that it takes to reach given sizes."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from growth.architecture import Architecture
+from growth.architecture.validation import MOST_LAYERS, positive_int
 from growth.rules.growth_plan import GrowthError, GrowthPlan, check_position, spread, unmoved
 from growth.rules.transformations import (
     Transformation,
@@ -108,13 +110,16 @@ class grow_to(Transformation):
         return compose(*steps)(architecture)
 
     def _layer_additions(self, old: int, new: int) -> list[Transformation]:
-        if isinstance(new, bool) or not isinstance(new, int) or new < old:
+        positive_int("num_layers", new, MOST_LAYERS)
+        if new < old:
             raise GrowthError(f"num_layers is {old} and cannot become {new!r}: it cannot shrink")
         if new == old:
             return []
         if isinstance(self.position, int):
             return [layer_addition(new - old, self.position)]
         if self.position is not None:
+            if not isinstance(self.position, Sequence) or isinstance(self.position, str):
+                raise GrowthError(f"position is {self.position!r}, but it must be whole numbers")
             if len(self.position) != new - old:
                 raise GrowthError(
                     f"position names {len(self.position)} places for the {new - old} new layers "

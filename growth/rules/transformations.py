@@ -10,6 +10,7 @@ Source: Gesmundo & Maile, arXiv 2308.06103, section 3 (definitions 3.1 to 3.6).
 import dataclasses
 
 from growth.architecture import Architecture
+from growth.architecture.validation import MOST_LAYERS, positive_int
 from growth.rules.growth_plan import (
     GrowthError,
     GrowthPlan,
@@ -267,6 +268,7 @@ class layer_addition(Transformation):
         number = architecture.num_layers
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
             raise GrowthError(f"count is {self.count!r}, but at least 1 layer must be added")
+        positive_int("num_layers", number + self.count, MOST_LAYERS)
         position = number if self.position is None else self.position
         check_position(position, number)
         origins: list[int | None] = list(unmoved(architecture))

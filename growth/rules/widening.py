@@ -1,9 +1,12 @@
 """New sizes for some layers: what the transformations that act layer by layer share."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
+from growth.architecture.validation import shown
 from growth.rules.growth_plan import GrowthError, GrowthPlan, aligned, scaled_theta, unmoved
 
 # One for all of some layers, or one for each.
@@ -32,10 +35,16 @@ def one_for_each(name: str, size: Sizes, chosen: Sequence[int]) -> tuple[int, ..
         values = (size,) * len(chosen)
     if len(values) != len(chosen):
         raise GrowthError(f"{name} has {len(values)} sizes for {len(chosen)} layers")
-    for value in values:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise GrowthError(f"{name} is {value!r}, but it must be a whole number")
-    return values
+    return tuple(_whole(name, value) for value in values)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise GrowthError(f"{name} is {shown(value)}, but it must be a whole number")
 
 
 def widen(

@@ -14,6 +14,7 @@ from annotated_types import doc
 from ml_collections.config_dict import placeholder
 
 from growth.architecture import Architecture
+from growth.architecture.validation import shown
 from growth.training.config_sections import (
     ConfigError,
     MeshConfig,
@@ -31,6 +32,7 @@ from growth.training.fields import (
     Text,
     check_fields,
     number_type,
+    plain_value,
 )
 from growth.training.schedule import Stage, flops_spent, rise_steps, stages, training_flops
 
@@ -243,8 +245,10 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
     fields = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     if "architecture" not in fields:
         raise ConfigError("architecture is missing")
-    sizes = _section("architecture", fields["architecture"])
+    sizes = plain_value("architecture", _section("architecture", fields["architecture"]))
     fields["architecture"] = Architecture.from_dict(sizes)
+    if isinstance(fields.get("growth"), list | tuple):
+        fields["growth"] = plain_value("growth", fields["growth"])
     for name, part in _PARTS.items():
         if name in fields:
             fields[name] = _build(part, _section(name, fields[name]), f"{name}.")
@@ -253,7 +257,9 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
 
 def _section(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is {value!r}, but it must be a section, a mapping with fields")
+        raise ConfigError(
+            f"{name} is {shown(value)}, but it must be a section, a mapping with fields"
+        )
     return dict(value)
 
 

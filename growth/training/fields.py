@@ -8,14 +8,15 @@ the number of Python that it is.
 
 import dataclasses
 import functools
-import reprlib
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 from annotated_types import DocInfo, Ge, Gt, Le, Lt, doc
 
+from growth.architecture.validation import shown
 from growth.errors import InputError
 
 # What a float32 holds: learning rates and the like are computed with as such.
@@ -49,7 +50,7 @@ Share = Annotated[
 ]
 Between = Annotated[float, Gt(0), Lt(1), doc("a number between 0 and 1")]
 Mappings = Annotated[
-    tuple[typing.Mapping[str, Any], ...],
+    tuple[Mapping[str, Any], ...],
     _BeforeTuple,
     doc(
         "a tuple of dicts; on a command line write "
@@ -92,8 +93,29 @@ def refuse(
     """Raises the error of a field, in one line."""
     section = type(config).__name__.removesuffix("Config").lower()
     where = "" if section == "train" else f"{section}."
-    given = " ".join(reprlib.repr(getattr(config, name)).split())
-    raise error(f"{where}{name} is {given}, but it must be {accepted}") from cause
+    raise error(
+        f"{where}{name} is {shown(getattr(config, name))}, but it must be {accepted}"
+    ) from cause
+
+
+def plain_value(name: str, given: Any) -> Any:
+    """A value as JSON can hold it, but that lists are tuples.
+
+    Raises:
+      InputError: it is none, or holds one that is none; the message says which.
+    """
+    if isinstance(given, np.generic | np.ndarray):
+        given = given.tolist()
+    if given is None or isinstance(given, bool | int | float | str):
+        return given
+    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+        return {key: plain_value(f"{name}.{key}", value) for key, value in given.items()}
+    if isinstance(given, list | tuple):
+        return tuple(plain_value(f"{name}[{index}]", value) for index, value in enumerate(given))
+    raise InputError(
+        f"{name} is {shown(given)}, but a config holds numbers, texts, tuples of them, and "
+        f"mappings from names to them"
+    )
 
 
 def number_type(kind: type, name: str) -> type:
