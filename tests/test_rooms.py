@@ -52,14 +52,17 @@ PLACES = {
     "matplotlib": ("growth.training.report",),
     "ml_collections": ("growth.training", "growth.cli"),
     "orbax": ("growth.training.checkpoints",),
-    "pydantic": ("growth.training",),
+    "pydantic": ("growth.huggingface.config_keys", "growth.training"),
     "rich": ("growth.training", "growth.cli"),
     "safetensors": ("growth.huggingface.tensor_files",),
     "sklearn": ("growth.training.data.images",),
     "tensorboardX": ("growth.training",),
     "tokenizers": ("growth.training.data.tokenizers",),
     "torch": ("growth.huggingface.expansion.transformers_models",),
-    "transformers": ("growth.huggingface.expansion.transformers_models",),
+    "transformers": (
+        "growth.huggingface.expansion.transformers_models",
+        "growth.huggingface.transformers_config",
+    ),
     "wandb": ("growth.training",),
 }
 

@@ -1,3 +1,4 @@
+from .config_keys import FamilyError as FamilyError
 from .conversion.loading import load as load
 from .conversion.loading import load_architecture as load_architecture
 from .conversion.saving import save as save
@@ -7,5 +8,4 @@ from .expansion.planning import CheckpointExpansion as CheckpointExpansion
 from .expansion.planning import plan_expansion as plan_expansion
 from .expansion.verification import Verification as Verification
 from .expansion.verification import VerificationError as VerificationError
-from .family import FamilyError as FamilyError
 from .tensor_files import CheckpointFileError as CheckpointFileError

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,20 @@ import numpy as np
 
 from growth.architecture import Architecture
 from growth.blueprints.parameters import Parameter
-from growth.huggingface.checkpoint_files import CONFIG, locate_tensors, read_json
-from growth.huggingface.config_map import limits_of, read_config
+from growth.huggingface.checkpoint_files import CONFIG, read_json
+from growth.huggingface.companion_files import FileFate, carry_over, check_adapter, fates_of
+from growth.huggingface.config_map import check_config, limits_of, read_config
 from growth.huggingface.families import family_of
 from growth.huggingface.family import Family, Limits
-from growth.huggingface.tensor_files import DTYPES, CheckpointFileError, StoredTensor, TensorSpec
-from growth.models import blueprint
-
-# Files that hold numbers in other formats, or that a larger model has not.
-_NOT_CARRIED_OVER = re.compile(
-    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|index\.json)|config\.json|README\.md"
+from growth.huggingface.tensor_files import (
+    DTYPES,
+    CheckpointFileError,
+    StoredTensor,
+    TensorSpec,
 )
+from growth.huggingface.tensor_location import locate_tensors
+from growth.huggingface.tied_embeddings import output_layer, read_tied
+from growth.models import blueprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +32,14 @@ class Checkpoint:
 
     Attributes:
       directory: where it is.
-      config: what `config.json` says.
+      config: what `config.json` says, but for what its tensors contradict.
       family: the family of the model.
       architecture: what the model is.
-      tensors: where each parameter is, by its name in the files.
-      parameters: what it is, by its name in the family's table.
-      is_base: whether names lack what the family's begin with.
+      tensors: where each parameter is, by its name in the family's table.
+      parameters: what it is, by that name.
+      is_base: whether names in the files lack what the family's begin with.
+      files: what becomes of each file of the directory, relative to it.
+      notes: what is not as one would expect, and how it is read, in sentences.
     """
 
     directory: Path
@@ -44,6 +49,8 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     parameters: dict[str, Parameter]
     is_base: bool
+    files: tuple[FileFate, ...]
+    notes: tuple[str, ...]
 
     @property
     def limits(self) -> Limits:
@@ -57,21 +64,29 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, by its name in the family's table."""
-        return self.tensors[self.name_in_files(name)].read()
+        return self.tensors[name].read()
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of a tensor, by its name in the family's table."""
-        return self.tensors[self.name_in_files(name)].spec
+        return self.tensors[name].spec
 
     @property
-    def companion_files(self) -> list[Path]:
-        """Files that belong to the larger model as they are: tokenizer, generation config, ..."""
-        paths = sorted(path for path in self.directory.iterdir() if path.is_file())
-        return [path for path in paths if not _NOT_CARRIED_OVER.fullmatch(path.name)]
+    def carried_bytes(self) -> int:
+        """Bytes of the files that belong to the larger model as they are."""
+        carried = (self.directory / file.path for file in self.files if file.fate == "carried")
+        return sum(path.stat().st_size for path in carried)
+
+    def carry_over(self, output: Path) -> None:
+        """Copies the files that belong to the larger model as they are: tokenizer, code, ..."""
+        carry_over(self.directory, self.files, output)
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Opens a checkpoint and checks that it is whole.
+def open_checkpoint(directory: Path, ignore_config_keys: Collection[str] = ()) -> Checkpoint:
+    """Opens a checkpoint as transformers reads it, and checks that it is whole.
+
+    Args:
+      directory: where it is.
+      ignore_config_keys: keys of `config.json` that change nothing that the model computes.
 
     Raises:
       FamilyError: the model's family is not known, or its config says what growth does not know.
@@ -81,27 +96,47 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """
     config = read_json(directory, CONFIG)
     family = family_of(config)
+    check_config(config, family, ignore_config_keys)
     architecture = read_config(config, family)
-    tensors = locate_tensors(directory)
-    left_out = {name for name in tensors if re.fullmatch(family.buffers, name)}
-    if architecture.tied_embeddings:  # some files have the tied output layer nonetheless
-        left_out |= {name for name in tensors if name in _output_layers(family)}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    located = locate_tensors(directory, config)
+    files = fates_of(directory, grown={CONFIG, *located.files})
+    check_adapter(directory, files)
+    tensors = {n: t for n, t in located.tensors.items() if not re.fullmatch(family.buffers, n)}
     _check_dtypes(tensors)
     is_base = not any(name.startswith(family.prefix) for name in tensors)
-    specs = {_name_in_table(name, family, is_base): t.spec for name, t in tensors.items()}
+    tensors = {_name_in_table(name, family, is_base): t for name, t in tensors.items()}
+    notes = located.notes
+    if architecture.tied_embeddings:
+        tied = read_tied(tensors, family)
+        tensors = tied.tensors
+        notes += (tied.note,) * bool(tied.note)
+        if not tied.is_tied:
+            config = {**config, "tie_word_embeddings": False}
+            architecture = read_config(config, family)
+    _check_output_layer(tensors, family, architecture)
+    specs = {name: tensor.spec for name, tensor in tensors.items()}
     parameters = family.blueprint.parameters(specs, architecture)
     _check_kinds(parameters, family, architecture)
     _check_vocabulary(parameters, specs, architecture)
-    return Checkpoint(directory, config, family, architecture, tensors, parameters, is_base)
+    return Checkpoint(
+        directory, config, family, architecture, tensors, parameters, is_base, files, notes
+    )
 
 
 def _name_in_table(name: str, family: Family, is_base: bool) -> str:
-    return family.prefix + name if is_base and name not in _output_layers(family) else name
+    return family.prefix + name if is_base and name != output_layer(family) else name
 
 
-def _output_layers(family: Family) -> set[str]:
-    return {rule.path for rule in family.tensors if rule.reference == ("unembed/kernel",)}
+def _check_output_layer(
+    tensors: Mapping[str, StoredTensor], family: Family, architecture: Architecture
+) -> None:
+    head = output_layer(family)
+    if not architecture.tied_embeddings and head not in tensors:
+        raise CheckpointFileError(
+            f"no tensor of the checkpoint is {head}: it holds the body alone. Load it as a "
+            f"{family.model_class} in transformers, which adds an output layer, save that and grow "
+            f"it; the larger body is the {family.body_class} in it"
+        )
 
 
 def _check_dtypes(tensors: Mapping[str, StoredTensor]) -> None:

@@ -11,15 +11,16 @@ import numpy as np
 from growth.errors import InputError
 from growth.huggingface.tensor_files import (
     CheckpointFileError,
-    StoredTensor,
     TensorFileWriter,
     TensorSpec,
-    stored_tensors,
 )
 
-CONFIG = "config.json"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # Where tensors are: in the first, or in files that the second names.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# No file of a checkpoint is nested deeper, and what recurses through one ends somewhere.
+_MOST_NESTED = 32
 
 # The tensors of each file by name.
 Shards = Mapping[str, Mapping[str, TensorSpec]]
@@ -29,50 +30,89 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """What one of the JSON files of a checkpoint says.
 
     Raises:
-      InputError: there is no such file.
-      CheckpointFileError: it is no JSON object.
+      InputError: there is no such directory, or no such file in it.
+      CheckpointFileError: it is no JSON object, says one thing twice, or is nested without end.
     """
+    check_directory(directory)
     path = directory / name
     if not path.is_file():
-        raise InputError(f"{directory} is no checkpoint: it has no {name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointFileError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{directory} is no checkpoint: it has no {name}{_adapter(directory)}")
+    content = parse_json(path)
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} is not a JSON object")
     return content
 
 
-def locate_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a checkpoint is; reads the headers of its files.
+def parse_json(path: Path) -> Any:
+    """What a JSON file says.
 
     Raises:
-      CheckpointFileError: a file is missing or truncated, or the index is wrong.
+      CheckpointFileError: it is not JSON, says one thing twice, or is nested without end.
     """
-    if (directory / INDEX).is_file():
-        return _locate_by_index(directory)
-    path = directory / SINGLE
-    if not path.is_file():
-        others = [p.name for p in directory.glob("*.bin")]
-        hint = f"; {others[0]} must be converted to safetensors first" if others else ""
-        raise CheckpointFileError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
-    return stored_tensors(path)
+
+    def without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [key for key, _ in pairs]
+            repeated = next(key for key in found if names.count(key) > 1)
+            raise CheckpointFileError(f"{path} says {repeated!r} twice: remove one")
+        return found
+
+    deep = CheckpointFileError(f"{path} is nested more than {_MOST_NESTED} levels deep")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repetition)
+    except CheckpointFileError:
+        raise
+    except ValueError as error:
+        raise CheckpointFileError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise deep from error
+    if _is_nested(content, _MOST_NESTED):
+        raise deep
+    return content
 
 
-def _locate_by_index(directory: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(directory, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointFileError(f"{directory / INDEX} has no weight_map")
-    paths = {name: directory / file for name, file in weight_map.items()}
-    for path in dict.fromkeys(paths.values()):
-        if not path.is_file():
-            raise CheckpointFileError(f"{INDEX} names {path.name}, but {path} is not there")
-    held = {path: stored_tensors(path) for path in dict.fromkeys(paths.values())}
-    for name, path in paths.items():
-        if name not in held[path]:
-            raise CheckpointFileError(f"{INDEX} says that {path.name} has {name}, but it has not")
-    return {name: held[path][name] for name, path in paths.items()}
+def _is_nested(content: Any, levels: int) -> bool:
+    """Whether JSON is nested deeper than so many levels."""
+    inner = [content]
+    for _ in range(levels + 1):
+        inner = [
+            part
+            for whole in inner
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+    return bool(inner)
+
+
+def check_directory(source: str | Path) -> None:
+    """Refuses a source that is no directory, with what it may be instead.
+
+    Raises:
+      InputError: it is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise InputError(f"source is {str(source)!r}, a file: give the directory that it is in")
+    hint = ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir():
+        hint = (
+            f". If it is a name of the Hugging Face Hub: a local directory is needed, "
+            f"`hf download {source} --local-dir DIR`"
+        )
+    raise InputError(f"source is {str(source)!r}, but there is no such directory{hint}")
+
+
+def _adapter(directory: Path) -> str:
+    """What to do about an adapter that stands alone, in words that follow others."""
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return ""
+    return (
+        f", but {ADAPTER_CONFIG}. A PEFT adapter grows with its base model: merge it first "
+        f"(merge_and_unload of peft, then save_pretrained)"
+    )
 
 
 def shard(specs: Mapping[str, TensorSpec], max_bytes: int) -> dict[str, dict[str, TensorSpec]]:

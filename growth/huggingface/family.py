@@ -7,20 +7,17 @@ the same numbers, and what its `config.json` calls the fields of an `Architectur
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from growth.architecture.cost import NO_EXTRA_PARTS, ExtraParts
 from growth.blueprints.blueprint import Blueprint
-from growth.errors import InputError
+from growth.huggingface import config_keys
 from growth.huggingface.rotary_config import USUAL_ROTARY_NAMES, RotaryNames
 
 # What `config.json` says.
 Config = Mapping[str, Any]
-
-
-class FamilyError(InputError):
-    """A model's family or its config is not known to growth; the message says what is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +68,10 @@ USUAL_NAMES = dict(
 )
 
 
+def _loads(config: Config) -> str | None:
+    return None
+
+
 def _no_limits(config: Config) -> Limits:
     return Limits()
 
@@ -93,9 +94,15 @@ class Family:
         head is embed_dim / num_heads wide, every head has its own keys, epsilon is one of `fields`.
       defaults: what a config says that does not say it.
       rotary_names: how the config says rotary positions; None where there are none.
+      other_keys: keys that are read besides those named here and those that have a default.
+      irrelevant_keys: keys that change nothing that is computed, besides those of any family.
+      unchanging_keys: keys that change nothing where they say one of these values.
+      aliases: other names of keys; where a config has both, transformers takes what they say.
       repeated_names: names of the config that say what another one says, where they do.
       lists_layer_types: whether a config may list the attention of each layer.
       heads_must_divide: whether transformers refuses an embed_dim that is no multiple of num_heads.
+      load_problem: why transformers does not load a given config, in words; None if it does. For
+        rules of one family alone.
       variant: the family of a given config, where models of one type have tables that differ.
       limits: what cannot be done with a model of a given config, apart from its rotary positions.
       extra_parts: what a model of a given config has besides its architecture, for what it costs.
@@ -111,9 +118,14 @@ class Family:
     config_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: USUAL_NAMES)
     defaults: Config = dataclasses.field(default_factory=dict)
     rotary_names: RotaryNames | None = USUAL_ROTARY_NAMES
+    other_keys: tuple[str, ...] = ()
+    irrelevant_keys: tuple[str, ...] = ()
+    unchanging_keys: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     repeated_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     lists_layer_types: bool = False
     heads_must_divide: bool = False
+    load_problem: Callable[[Config], str | None] = _loads
     variant: Callable[[Config], "Family"] | None = None
     limits: Callable[[Config], Limits] = _no_limits
     extra_parts: Callable[[Config], ExtraParts] = _no_extra_parts
@@ -125,6 +137,26 @@ class Family:
     def blueprint(self) -> Blueprint:
         """What the tensors are."""
         return Blueprint(tuple((t.path, t.role, t.axes) for t in self.tensors))
+
+    @functools.cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of a config that are read."""
+        named = {*self.config_names.values(), *self.defaults, *self.other_keys, *self.aliases}
+        listed = {"layer_types"} if self.lists_layer_types else set()
+        rotary = () if self.rotary_names is None else self.rotary_names.keys
+        # Heads of a width that follows may say it nonetheless.
+        follows = {"head_dim", self.init_std_name, *self.repeated_names}
+        return frozenset({*config_keys.GENERAL, *named, *listed, *rotary, *follows})
+
+    @property
+    def kinds(self) -> dict[str, config_keys.Kind]:
+        """What each of them may say."""
+        return {key: config_keys.KINDS[self.aliases.get(key, key)] for key in sorted(self.keys)}
+
+    @property
+    def body_class(self) -> str:
+        """The class in transformers of its models without an output layer."""
+        return re.sub("(ForCausalLM|LMHeadModel)$", "Model", self.model_class)
 
     @property
     def heads_are_tied(self) -> bool:

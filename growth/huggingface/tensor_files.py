@@ -26,6 +26,9 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+# Entries that are looked at at once.
+_PART = 1 << 20
+
 
 class CheckpointFileError(InputError):
     """A file of a checkpoint is broken; the message names it."""
@@ -85,6 +88,29 @@ class StoredTensor:
                 offset=self.offset - before,
             )
         return np.frombuffer(pages, dtype, size, before).reshape(self.spec.shape)
+
+
+def hold_the_same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same shape and the same numbers; NaN is no number.
+
+    They are read in parts, so that little memory is taken.
+    """
+    if one.spec.shape != other.spec.shape:
+        return False
+    first, second = one.read().reshape(-1), other.read().reshape(-1)
+    for start in range(0, one.spec.size, _PART):
+        part = slice(start, start + _PART)
+        if not np.array_equal(first[part].astype(np.float64), second[part].astype(np.float64)):
+            return False
+    return True
+
+
+def holds_only_numbers(array: np.ndarray) -> bool:
+    """Whether no entry is NaN or infinite; looks at parts, so that little memory is taken."""
+    flat = array.reshape(-1)
+    return all(
+        bool(np.isfinite(flat[start : start + _PART]).all()) for start in range(0, flat.size, _PART)
+    )
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:

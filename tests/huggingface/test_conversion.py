@@ -11,7 +11,7 @@ import torch
 import growth
 from growth import huggingface
 from growth.errors import InputError
-from growth.huggingface.family import FamilyError
+from growth.huggingface.config_keys import FamilyError
 from growth.models import apply, initial_parameters
 from tests.helpers.networks import first
 from tests.helpers.small_models import CONFIGS, PLAIN, TOKENS, difference, load, logits, make

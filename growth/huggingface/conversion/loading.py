@@ -1,6 +1,7 @@
 """A checkpoint of Hugging Face as parameters of the reference model."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -11,20 +12,27 @@ from growth.architecture import Architecture
 from growth.blueprints import pytrees
 from growth.huggingface.checkpoint import open_checkpoint
 from growth.huggingface.checkpoint_files import CONFIG, read_json
-from growth.huggingface.config_map import read_config
+from growth.huggingface.config_keys import FamilyError
+from growth.huggingface.config_map import check_config, read_config
 from growth.huggingface.conversion.matching import matching_views
 from growth.huggingface.families import family_of
-from growth.huggingface.family import FamilyError, Limits
+from growth.huggingface.family import Limits
 from growth.huggingface.tensor_files import DTYPES
 from growth.models import initial_parameters
 from growth.types import Params
 
 
-def load_architecture(source: str | os.PathLike) -> Architecture:
+def load_architecture(
+    source: str | os.PathLike, *, ignore_config_keys: Collection[str] = ()
+) -> Architecture:
     """What the model of a Hugging Face checkpoint is; reads `config.json` only.
+
+    Where that says that the output layer is the embedding, and the files hold another one, `load`
+    gives the architecture with both.
 
     Args:
       source: the directory of the checkpoint.
+      ignore_config_keys: keys of `config.json` that change nothing that the model computes.
 
     Raises:
       InputError: there is no `config.json`.
@@ -39,17 +47,23 @@ def load_architecture(source: str | os.PathLike) -> Architecture:
       The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     config = read_json(Path(source), CONFIG)
-    return read_config(config, family_of(config))
+    family = family_of(config)
+    check_config(config, family, ignore_config_keys)
+    return read_config(config, family)
 
 
 def load(
-    source: str | os.PathLike, *, dtype: str | None = "float32"
+    source: str | os.PathLike,
+    *,
+    dtype: str | None = "float32",
+    ignore_config_keys: Collection[str] = (),
 ) -> tuple[Architecture, Params]:
     """The reference model of a Hugging Face checkpoint.
 
     Args:
       source: the directory of the checkpoint.
       dtype: that of the parameters; None for that of the first tensor.
+      ignore_config_keys: keys of `config.json` that change nothing that the model computes.
 
     Returns:
       The architecture, and the parameters as `growth.models` takes them.
@@ -67,7 +81,7 @@ def load(
     References:
       The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = open_checkpoint(Path(source), ignore_config_keys)
     check_computed_by_reference(checkpoint.limits)
     architecture = checkpoint.architecture
     stored = DTYPES[next(iter(checkpoint.tensors.values())).spec.dtype]

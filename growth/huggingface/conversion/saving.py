@@ -1,8 +1,7 @@
 """Parameters of the reference model as a checkpoint of Hugging Face."""
 
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,13 @@ from growth.blueprints import pytrees
 from growth.files import atomic_directory
 from growth.huggingface.checkpoint import open_checkpoint
 from growth.huggingface.checkpoint_files import parse_bytes, shard, write_checkpoint
-from growth.huggingface.config_map import grown_config, limits_of, new_config
+from growth.huggingface.companion_files import check_carried
+from growth.huggingface.config_keys import FamilyError
+from growth.huggingface.config_map import check_config, grown_config, limits_of, new_config
 from growth.huggingface.conversion.loading import check_computed_by_reference
 from growth.huggingface.conversion.matching import matching_views, tensor_shape, tensors_of
 from growth.huggingface.families import FAMILIES
-from growth.huggingface.family import Config, Family, FamilyError
+from growth.huggingface.family import Config, Family
 from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
 from growth.types import Params
 
@@ -31,6 +32,7 @@ def save(
     config: Config | None = None,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
+    ignore_config_keys: Collection[str] = (),
 ) -> None:
     """Writes parameters of the reference model as a Hugging Face checkpoint.
 
@@ -44,6 +46,7 @@ def save(
       config: what `config.json` shall say besides, such as `{"bos_token_id": 1}`.
       dtype: of the tensors: "float32", "bfloat16", ...; None for that of the parameters.
       max_shard_size: how large a file may be, in bytes, or as "500MB", "5GB".
+      ignore_config_keys: keys of a `config.json` that change nothing that the model computes.
 
     Raises:
       FamilyError: neither `like` nor a known `family` is given, or the reference model does not
@@ -62,15 +65,17 @@ def save(
       The documentation of transformers on `config.json`, and that of safetensors on its format.
     """
     output = Path(output).absolute()
-    besides, companions = dict(config or {}), []
-    if like is None:
+    besides = dict(config or {})
+    origin = None if like is None else open_checkpoint(Path(like), ignore_config_keys)
+    if origin is None:
         chosen = _family_named(family)
+        check_config(besides, chosen, ignore_config_keys)
         check_computed_by_reference(limits_of(besides, chosen))
         written = new_config(architecture, chosen, besides)
     else:
-        origin = open_checkpoint(Path(like))
-        chosen, companions = origin.family, origin.companion_files
-        besides = origin.config | besides
+        chosen, besides = origin.family, {**origin.config, **besides}
+        check_config(besides, chosen, ignore_config_keys)
+        check_carried(origin.directory, origin.files)
         check_computed_by_reference(limits_of(besides, chosen))
         if architecture.position != "learned":  # it may have been trained on shorter sequences
             architecture = architecture.replace(max_length=origin.architecture.max_length)
@@ -100,9 +105,10 @@ def save(
             yield tensor
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(output, sum(spec.bytes for spec in specs.values())) as directory:
-        for path in companions:
-            shutil.copy2(path, directory / path.name)
+    num_bytes = sum(spec.bytes for spec in specs.values())
+    with atomic_directory(output, num_bytes + (origin.carried_bytes if origin else 0)) as directory:
+        if origin is not None:
+            origin.carry_over(directory)
         write_checkpoint(directory, written, shards, arrays_of)
 
 

@@ -5,7 +5,6 @@ is verified, described in a model card, and only then appears under its name.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,9 @@ def execute_expansion(
     unmet = verification.unmet_requirement(expansion, output.parent)
     if verify and unmet:
         raise InputError(f"verify is True, but {unmet}")
-    companions = source.companion_files
-    num_bytes = expansion.bytes + sum(path.stat().st_size for path in companions)
+    num_bytes = expansion.bytes + source.carried_bytes
     with atomic_directory(output, num_bytes) as directory:
-        for path in companions:
-            shutil.copy2(path, directory / path.name)
+        source.carry_over(directory)
         write_grown(expansion, directory, progress=progress)
         verified = None
         if verify or (verify is None and not unmet):

@@ -6,7 +6,7 @@ The first step of three: `writing` does what is planned here, `verification` jud
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +19,16 @@ from growth.expansion.numpy_backend import grow_array, source_of
 from growth.expansion.role_views import array_layout, fixed_sizes
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
 from growth.huggingface.checkpoint_files import parse_bytes, shard
+from growth.huggingface.companion_files import check_carried
 from growth.huggingface.config_map import grown_config, with_defaults
 from growth.huggingface.model_cost import ModelCost, model_cost_of
-from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
+from growth.huggingface.tensor_files import (
+    DTYPES,
+    CheckpointFileError,
+    TensorSpec,
+    dtype_code,
+    holds_only_numbers,
+)
 from growth.rules.composition import grow_to
 from growth.rules.growth_plan import GrowthError, GrowthPlan
 from growth.rules.roles import GAINS
@@ -94,8 +101,17 @@ class CheckpointExpansion:
         return dataclasses.replace(self, shards=shards, config={**self.config, name: dtype})
 
     def grow(self, name: str) -> np.ndarray:
-        """A tensor of the result, by its name in the family's table."""
-        old = self.source.read(self.source_name(name))
+        """A tensor of the result, by its name in the family's table.
+
+        Raises:
+          CheckpointFileError: the tensor that it is made of holds NaN or infinity.
+        """
+        of = self.source_name(name)
+        old = self.source.read(of)
+        if not holds_only_numbers(old):
+            raise CheckpointFileError(
+                f"the source holds NaN or infinity: {of} in {self.source.tensors[of].path.name}"
+            )
         dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
             self.targets[name],
@@ -137,6 +153,7 @@ def plan_expansion(
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
+    ignore_config_keys: Collection[str] = (),
 ) -> CheckpointExpansion:
     """Plans a growth step of a checkpoint and checks it; reads no numbers and writes nothing.
 
@@ -153,6 +170,8 @@ def plan_expansion(
       seed: decides them.
       dtype: "float32", "bfloat16", "float16" or "float64" of all tensors; None keeps that of each.
       max_shard_size: how large a file may be, in bytes, or as "500MB", "5GB".
+      ignore_config_keys: keys of `config.json` that growth does not read, and that change nothing
+        that the model computes; any other key that it does not read is refused.
 
     Returns:
       The plan; `growth.huggingface.execute_expansion` does it.
@@ -174,7 +193,8 @@ def plan_expansion(
     policy = _policy(init)
     if seed < 0:
         raise InputError(f"seed is {seed}, but it must be at least 0")
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = open_checkpoint(Path(source), ignore_config_keys)
+    check_carried(checkpoint.directory, checkpoint.files)
     step = grow_to(
         embed_dim=embed_dim,
         num_layers=num_layers,

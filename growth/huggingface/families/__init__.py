@@ -1,11 +1,11 @@
 """The families, each a table of tensors and a map of its config in a file of its own."""
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from growth.huggingface.family import Family, FamilyError
+from growth.huggingface.config_keys import FamilyError, shown
+from growth.huggingface.family import Family
 
 _NAMES = (
     "gemma",
@@ -35,14 +35,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a config belongs to.
 
     Raises:
-      FamilyError: it is not known, or the model is quantized.
+      FamilyError: it is not known; or the model is quantized, or no language model.
     """
-    name = config.get("model_type")
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(str(name), FAMILIES, 1)
-        hint = f"; the nearest is {near[0]}" if near else ""
+    if "model_type" not in config:
+        raise FamilyError("config.json has no 'model_type': it is no config of transformers")
+    name = config["model_type"]
+    if not isinstance(name, str) or name not in FAMILIES:
         raise FamilyError(
-            f"config.json says model_type {name!r}, but known are {', '.join(FAMILIES)}{hint}"
+            f"config.json says model_type {shown(name)}, but known are {', '.join(FAMILIES)}. What "
+            f"is missing is its table of tensors and what its config says, a file in "
+            f"growth/huggingface/families; WORKSPACE.md says how one is added"
         )
     if config.get("quantization_config"):
         raise FamilyError(
@@ -50,4 +52,19 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "the checkpoint from which it was made"
         )
     family = FAMILIES[name]
+    _check_model_class(config.get("architectures"), family)
     return family if family.variant is None else family.variant(config)
+
+
+def _check_model_class(architectures: Any, family: Family) -> None:
+    """Refuses a model with the head of another task, which growth knows nothing of."""
+    if not architectures or not isinstance(architectures, list):
+        return
+    known = family.model_class, family.body_class
+    if not {name.lower() for name in known} & {str(name).lower() for name in architectures}:
+        raise FamilyError(
+            f"config.json says architectures {shown(architectures)}, but what grows is a "
+            f"{known[0]}; heads of other tasks are not known. Load the folder as a {known[0]} in "
+            f"transformers, save that and grow it, and give the {known[1]} in it its head again, "
+            f"with zeros in the columns of new dimensions"
+        )

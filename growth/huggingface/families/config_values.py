@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from growth.huggingface.family import USUAL_NAMES, Config, FamilyError
+from growth.huggingface.config_keys import FamilyError, shown
+from growth.huggingface.family import USUAL_NAMES, Config
 
 LAYERNORM_NAMES = {
     name: "layer_norm_eps" if name == "norm_eps" else key
@@ -29,7 +30,8 @@ def activation(name: str) -> str:
     """The activation function of an architecture, by its name in transformers."""
     if name not in _ACTIVATIONS:
         raise FamilyError(
-            f"config.json says the activation {name!r}, but known are {', '.join(_ACTIVATIONS)}"
+            f"config.json says the activation {shown(name)}, but known are "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]
 
@@ -56,8 +58,8 @@ def windows(
     known = ("sliding_attention", "full_attention")
     if len(types) != number or set(types) - set(known):
         raise FamilyError(
-            f"layer_types is {types} for {number} layers, but each must be one of "
-            f"{' and '.join(known)}"
+            f"layer_types is {shown(types)} for {number} layers, but there must be one for each, "
+            f"{' or '.join(known)}"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 

@@ -30,4 +30,5 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=8192,
     ),
+    irrelevant_keys=("hidden_activation",),  # transformers reads hidden_act alone
 )

@@ -55,6 +55,7 @@ FAMILY = Family(
         rms_norm_eps=1e-6,
         max_position_embeddings=8192,
     ),
+    irrelevant_keys=("hidden_act",),  # transformers reads hidden_activation alone
     lists_layer_types=True,
     heads_must_divide=True,
 )

@@ -50,7 +50,12 @@ FAMILY = Family(
         layer_norm_eps=1e-5,
         max_position_embeddings=2048,
     ),
-    rotary_names=RotaryNames("rotary_emb_base", "rotary_pct", 0.25),
+    # Versions before 5 also wrote the names that transformers reads of other families.
+    rotary_names=RotaryNames(
+        ("rotary_emb_base", "rope_theta"),
+        ("rotary_pct", "partial_rotary_factor"),
+        default_fraction=0.25,
+    ),
     prefix="gpt_neox.",
     buffers=r".*\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",
 )

@@ -4,6 +4,7 @@ from growth.architecture.cost import Experts, ExtraParts
 from growth.huggingface.families.config_values import windowed
 from growth.huggingface.families.tensor_rows import ATTENTION, EMBEDDINGS, FINAL_NORM, NORMS
 from growth.huggingface.family import Config, Family, Limits, TensorRule
+from growth.huggingface.rotary_config import RotaryNames
 
 _MOE = "model.layers.{layers}.block_sparse_moe"
 
@@ -34,6 +35,9 @@ FAMILY = Family(
         rms_norm_eps=1e-5,
         max_position_embeddings=131072,
     ),
+    irrelevant_keys=("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+    aliases=dict(num_experts="num_local_experts"),
+    rotary_names=RotaryNames(default_theta=1e6),
     limits=lambda config: Limits(reference_model="it is a mixture of experts"),
     extra_parts=_extra_parts,
 )

@@ -38,5 +38,6 @@ FAMILY = Family(
         attention_bias=False,
         max_position_embeddings=2048,
     ),
+    other_keys=("clip_qkv",),
     limits=_limits,
 )

@@ -77,6 +77,7 @@ FAMILY = Family(
         layer_norm_elementwise_affine=True,
         enable_bias=True,
     ),
+    other_keys=("word_embed_proj_dim",),
     rotary_names=None,
     repeated_names=dict(word_embed_proj_dim="hidden_size"),
     variant=_variant,

@@ -1,5 +1,6 @@
 """Phi 3: a Llama whose queries, keys and values share a matrix, and gate and up another."""
 
+from growth.huggingface.config_keys import shown
 from growth.huggingface.families.config_values import windowed
 from growth.huggingface.families.tensor_rows import (
     EMBEDDINGS,
@@ -9,7 +10,7 @@ from growth.huggingface.families.tensor_rows import (
     fused_attention,
     linear,
 )
-from growth.huggingface.family import Family, TensorRule
+from growth.huggingface.family import Config, Family, TensorRule
 from growth.huggingface.rotary_config import RotaryNames
 
 _AT = "model.layers.{layers}"
@@ -37,6 +38,24 @@ _TENSORS = (
 )
 
 
+def _load_problem(config: Config) -> str | None:
+    """Lists of factors must fit embed_dim / num_heads, also where heads are not that wide."""
+    table = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    share = table.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    embed, heads = config["hidden_size"], config["num_attention_heads"]
+    wanted = int(embed // heads * share) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = table.get(name)
+        if factors is None or (isinstance(factors, list) and len(factors) == wanted):
+            continue
+        given = len(factors) if isinstance(factors, list) else shown(factors)
+        return (
+            f"{name} must have {wanted} entries where embed_dim is {embed} and num_heads {heads}, "
+            f"but has {given}; it fits where embed_dim is num_heads × {config.get('head_dim')}"
+        )
+    return None
+
+
 FAMILY = Family(
     "phi3",
     "Phi3ForCausalLM",
@@ -49,5 +68,14 @@ FAMILY = Family(
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
     ),
-    rotary_names=RotaryNames(fraction="partial_rotary_factor"),
+    # What the code that came with the first models read, as it is in all that were published.
+    unchanging_keys=dict(
+        attention_bias=(False,),
+        full_attn_mod=(1,),
+        interpolate_factor=(1,),
+        lm_head_bias=(False,),
+        mlp_bias=(False,),
+    ),
+    rotary_names=RotaryNames(fraction=("partial_rotary_factor",)),
+    load_problem=_load_problem,
 )

@@ -1,8 +1,9 @@
 """StableLM: LayerNorm, a SiLU gate, a turned part of each head."""
 
+from growth.huggingface.config_keys import FamilyError
 from growth.huggingface.families.config_values import LAYERNORM_NAMES, activation
 from growth.huggingface.families.tensor_rows import LLAMA
-from growth.huggingface.family import Config, Family, FamilyError
+from growth.huggingface.family import Config, Family
 from growth.huggingface.rotary_config import RotaryNames
 
 
@@ -36,5 +37,5 @@ FAMILY = Family(
         layer_norm_eps=1e-5,
         max_position_embeddings=4096,
     ),
-    rotary_names=RotaryNames(fraction="partial_rotary_factor", default_fraction=0.25),
+    rotary_names=RotaryNames(fraction=("partial_rotary_factor",), default_fraction=0.25),
 )

@@ -46,4 +46,6 @@ FAMILY = Family(
         norm_epsilon=1e-5,
         max_position_embeddings=4096,
     ),
+    irrelevant_keys=("activation_function",),  # transformers reads hidden_act alone
+    unchanging_keys=dict(mlp_type=("default",), norm_type=("layer_norm",)),
 )
