@@ -4,8 +4,10 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from growth.errors import InputError
 
@@ -44,10 +46,7 @@ def load_config(text: str) -> "ConfigDict":
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"config {path}, line {error.lineno}: {error.msg}") from error
+    _run(path, spec.loader.exec_module, module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise InputError(f"config {path} has no function get_config")
@@ -57,7 +56,26 @@ def load_config(text: str) -> "ConfigDict":
     except TypeError as error:
         takes = "takes no argument after a colon" if arguments else "needs an argument, after a :"
         raise InputError(f"config is {text!r}, but {name} {takes}") from error
-    return get_config(*arguments)
+    return _run(path, get_config, *arguments)
+
+
+def _run(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs code of a config file. Whatever is wrong in it is the file's, and is said in one line.
+
+    A config refuses a value of another type than the field's default with a TypeError, for example.
+    """
+    try:
+        return function(*arguments)
+    except InputError:
+        raise
+    except SyntaxError as error:
+        raise InputError(f"config {path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        words = " ".join(str(error).split())
+        raise InputError(f"config {where}: {type(error).__name__}: {words}") from error
 
 
 def _find(name: str) -> Path:

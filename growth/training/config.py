@@ -148,9 +148,11 @@ class TrainConfig:
                     f"must come before the learning rate decays, at {begins:.1%} "
                     f"(1 - optimizer.decay)"
                 )
-        if self.warmup_steps > self.num_steps or share(self.warmup_steps) > begins:
+        # One step is none: the first step learns at the peak.
+        warmup = self.warmup_steps
+        if warmup > 1 and (warmup > self.num_steps or share(warmup) > begins):
             raise ConfigError(
-                f"optimizer.warmup_steps is {self.warmup_steps}, but the run has {self.num_steps} "
+                f"optimizer.warmup_steps is {warmup}, but the run has {self.num_steps} "
                 f"steps, and the warm-up must be over before the learning rate decays, at "
                 f"{begins:.1%} of the run's FLOPs (1 - optimizer.decay)"
             )

@@ -182,6 +182,20 @@ def test_a_config_file_of_ones_own(tmp_path):
     path.write_text("config = 1\n")
     with pytest.raises(InputError, match=r"mine\.py has no function get_config"):
         config_files.load_config(str(path))
+    for code, message in (
+        ("c.num_steps = '8'", r"line 4: TypeError: Could not override field 'num_steps'"),
+        ("c.optimzer.eps = 3", r'line 4: AttributeError: .*Did you mean "optimizer"'),
+        ("c.seed = 1 / 0", r"line 4: ZeroDivisionError: division by zero"),
+        ("raise OSError('a\\nb')", r"line 4: OSError: a b$"),
+    ):
+        path.write_text(
+            "from growth.training.config import defaults\n"
+            "def get_config():\n"
+            "    c = defaults()\n"
+            f"    {code}\n"
+        )
+        with pytest.raises(InputError, match=rf"^config .*mine\.py, {message}"):
+            config_files.load_config(str(path))
     path.write_text("def get_config(:\n")
     with pytest.raises(InputError, match=r"mine\.py, line 1: invalid syntax"):
         config_files.load_config(str(path))

@@ -167,6 +167,6 @@ def test_a_warm_up_takes_steps_of_its_stage_however_much_later_stages_cost():
     large = dict(step=400, embed_dim=64, mlp_dim=2048, num_layers=8)
     assert parse(config(growth=(large,))).warmup_steps == 100
     assert parse(config(growth=({**large, "step": 60},))).warmup_steps == 15
-    assert parse(config(num_steps=2)).warmup_steps == 1
+    assert [parse(config(num_steps=steps)).warmup_steps for steps in (1, 2, 8)] == [1, 1, 2]
     assert parse(config(growth=(large,), optimizer__warmup_steps=600)).warmup_steps == 600
     assert parse(config(optimizer__warmup_steps=0)).warmup_steps == 0

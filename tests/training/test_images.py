@@ -1,6 +1,7 @@
 """Images: sets of them, and a vision transformer that grows in the same loop."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from growth.training.data.images import load_images, shifts
 from growth.training.data.tokenizers import ByteTokenizer
 from growth.training.generation import generate
 from growth.training.loop import train
+from growth.training.report.metrics import MetricsError
 from growth.training.run.restore import load_model
 from tests.helpers import networks, runs
 
@@ -189,6 +191,9 @@ def test_eight_devices_give_the_same_losses(finished, tmp_path):
     [
         (lambda c: c.data.update(images=""), DataError, "name a set of images"),
         (lambda c: c.data.update(max_shift=-1), DataError, "max_shift is -1"),
+        (lambda c: c.data.update(max_shift=8), DataError, r"max_shift is 8, but .* less"),
+        (lambda c: c.update(batch_size=2000), DataError, r"batch_size is 2000, but .* at most"),
+        (lambda c: c.update(wandb_project="x"), MetricsError, "wandb is not installed"),
         (lambda c: c.samples.update(prompts=("a",)), ConfigError, "the model sees images"),
         (
             lambda c: c.architecture.update(max_length=16),
@@ -202,7 +207,10 @@ def test_eight_devices_give_the_same_losses(finished, tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, change, error, message):
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path, change, error, message, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # how Python marks what cannot be imported
     config = digits_config()
     change(config)
     with pytest.raises(error, match=message):

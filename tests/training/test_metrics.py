@@ -237,6 +237,9 @@ def test_a_missing_wandb_is_named_before_anything_is_touched(tmp_path, monkeypat
     with pytest.raises(MetricsError, match=r"wandb_project is 'growth'.*flax-growth\[wandb\]"):
         MetricsWriter(tmp_path, wandb_project="growth")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(MetricsError, match="wandb is not installed"):
+        MetricsWriter(tmp_path / "new", wandb_project="growth")
+    assert not (tmp_path / "new").exists()
 
 
 def test_all_kinds_can_be_written(tmp_path):

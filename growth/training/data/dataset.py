@@ -3,6 +3,7 @@
 import dataclasses
 
 from growth.architecture import Architecture
+from growth.training.array_digests import host_digest
 from growth.training.data.batches import Augment, Examples
 from growth.training.data.config import DataConfig, DataError
 from growth.training.data.images import Images, load_images, shifts
@@ -19,6 +20,7 @@ class Dataset:
       train, validation: the sides.
       tokenizer: what tokens mean; None for images.
       about: what the training side is, in words.
+      digest: a digest of the training side, which tells it from any other.
       augment: draws variations of training examples; None where there are none.
     """
 
@@ -26,6 +28,7 @@ class Dataset:
     validation: Examples
     tokenizer: Tokenizer | None
     about: str
+    digest: str
     augment: Augment | None = None
 
 
@@ -41,10 +44,28 @@ def load_dataset(config: DataConfig, architecture: Architecture) -> Dataset:
         raise DataError("images is '', but the architecture has patches: name a set of images")
     train, validation = load_images(config)
     _check_images(train, validation, architecture)
+    if config.max_shift >= min(train.images.shape[1:3]):
+        raise DataError(
+            f"data.max_shift is {config.max_shift}, but images are {train.images.shape[1:3]}: it "
+            f"must be less, or nothing of them is left"
+        )
     shape = " × ".join(map(str, train.images.shape[1:3]))
     about = f"{len(train):,} training images of {shape}"
     augment = shifts(config.max_shift) if config.max_shift else None
-    return Dataset(train, validation, None, about, augment)
+    return Dataset(train, validation, None, about, train.digest, augment)
+
+
+def require_batch(data: Dataset, batch_size: int) -> None:
+    """Refuses a batch that would hold examples twice.
+
+    Raises:
+      DataError: the training side has fewer examples.
+    """
+    if batch_size > len(data.train):
+        raise DataError(
+            f"batch_size is {batch_size}, but the training side has {len(data.train)} examples "
+            f"({data.about}): it must be at most as many"
+        )
 
 
 def _text(config: DataConfig, architecture: Architecture) -> Dataset:
@@ -61,7 +82,7 @@ def _text(config: DataConfig, architecture: Architecture) -> Dataset:
         )
     sides = Windows(corpus.train, length), Windows(corpus.validation, length)
     about = f"{format_count(len(corpus.train))} training tokens of {corpus.num_files} files"
-    return Dataset(*sides, corpus.tokenizer, about)
+    return Dataset(*sides, corpus.tokenizer, about, host_digest(corpus.train))
 
 
 def _check_images(train: Images, validation: Images, architecture: Architecture) -> None:

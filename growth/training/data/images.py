@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from growth.training.array_digests import host_digest
 from growth.training.data.batches import Augment, Batch
 from growth.training.data.config import DataConfig, DataError
 
@@ -16,10 +17,13 @@ class Images:
     Attributes:
       images: float32 [number, height, width, channels].
       labels: int32 [number].
+      digest: a digest of both as they were read, before anything was computed of them, so that it
+        is the same on every machine.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    digest: str
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,8 +57,12 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
         )
     train, validation = order[held_out:], order[:held_out]
     mean, deviation = images[train].mean(), images[train].std() or 1.0
-    images = (images - mean) / deviation
-    return Images(images[train], labels[train]), Images(images[validation], labels[validation])
+
+    def side(chosen: np.ndarray) -> Images:
+        digest = host_digest(images[chosen], labels[chosen])
+        return Images((images[chosen] - mean) / deviation, labels[chosen], digest)
+
+    return side(train), side(validation)
 
 
 def shifts(most: int) -> Augment:

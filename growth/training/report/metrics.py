@@ -27,31 +27,32 @@ from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
+from growth import files
 from growth.errors import InputError
-from growth.files import write_atomically
 
 KINDS = ("train", "eval", "growth", "sample")
 
 FILE_NAME = "metrics.jsonl"
+
+# How many lines a message names.
+_LISTED = 5
 
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
 
 class MetricsError(InputError):
-    """A record cannot be written, or a metrics file cannot be read."""
+    """A record cannot be written."""
 
 
 def read_metrics(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
     """The records of a metrics file, in the order in which they were written.
 
-    A run that was killed while it wrote leaves half a line at the end, which is dropped.
+    A run that was killed while it wrote leaves half a line at the end, which is left out. So is
+    every other line that is not a record; `damaged_lines` names them.
 
     Args:
       path: the file; one that does not exist has no records.
-
-    Raises:
-      MetricsError: a line before the last one is not a record; the message names it.
 
     Examples:
       >>> from growth import training
@@ -63,6 +64,42 @@ def read_metrics(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
       https://jsonlines.org, for the format.
     """
     return tuple(record for _, record in _read_lines(Path(path)))
+
+
+def damaged_lines(path: Path) -> tuple[int, ...]:
+    """The numbers of the lines, from 1, that are not records; half a line at the end is none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    damaged = [number for number, line in enumerate(lines, start=1) if _record(line) is None]
+    cut_off = bool(lines) and not path.read_bytes().endswith(b"\n")
+    return tuple(number for number in damaged if not (cut_off and number == len(lines)))
+
+
+def keep_old_metrics(directory: Path, resume_step: int | None, *, goes_back: bool) -> list[str]:
+    """Keeps a copy of records that a run is about to leave out for good.
+
+    Args:
+      directory: where `metrics.jsonl` is.
+      resume_step: the step that the run resumes from; None where it begins.
+      goes_back: whether it resumes from another checkpoint than its newest.
+
+    Returns:
+      What is left out and where the copy is, in at most one line.
+    """
+    path = directory / FILE_NAME
+    damaged = damaged_lines(path)
+    if not path.exists() or not path.stat().st_size:
+        lost = f"{FILE_NAME} is gone: the report begins at step {resume_step}"
+        return [lost] if resume_step else []
+    if resume_step is None:
+        copy, what = files.copy_aside(path, "earlier"), "holds records of a run that saved nothing"
+    elif goes_back:
+        copy, what = files.copy_aside(path, "undone"), f"holds records after step {resume_step}"
+    elif damaged:
+        lines = ", ".join(map(str, damaged[:_LISTED])) + (", …" if len(damaged) > _LISTED else "")
+        copy, what = files.copy_aside(path, "damaged"), f"has lines that are not records ({lines})"
+    else:
+        return []
+    return [f"{FILE_NAME} {what}: they are left out, and kept in {copy.name}"]
 
 
 class MetricsWriter:
@@ -80,9 +117,6 @@ class MetricsWriter:
         records are dropped.
       resume_stage: the stage that it resumes in.
       wandb_project: where to send the records as well; nowhere if empty. Needs the extra `wandb`.
-
-    Raises:
-      MetricsError: the metrics file that the run continues is damaged.
     """
 
     def __init__(
@@ -93,13 +127,14 @@ class MetricsWriter:
         *,
         wandb_project: str = "",
     ) -> None:
+        require_wandb(wandb_project)
         directory = Path(workdir)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
         kept = [] if resume_step is None else _kept_lines(path, resume_step, resume_stage)
         resumes = resume_step is not None
         self._wandb = _start_wandb(wandb_project, directory, resumes) if wandb_project else None
-        write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
+        files.write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
 
         self._written = {_identity(record) for _, record in kept if record["step"] == resume_step}
         seconds = [r["seconds"] for _, r in kept if r["kind"] == "train" and r.get("seconds")]
@@ -112,6 +147,10 @@ class MetricsWriter:
             filename_suffix=f".{time.time_ns()}",
         )
         self._file = path.open("a", encoding="utf-8")
+
+    def has(self, kind: str, step: int, prompt: str | None = None) -> bool:
+        """Whether the run that is resumed had written such a record at the step it resumes from."""
+        return any((k, s, p) == (kind, step, prompt) for k, s, _, p in self._written)
 
     @property
     def seconds(self) -> float:
@@ -174,22 +213,35 @@ class MetricsWriter:
 
 
 def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines that are whole, each with its record."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise MetricsError(f"{path}, line {number}: not a record ({error})") from error
-        if not isinstance(record, dict) or not {"kind", "step"} <= set(record):
-            raise MetricsError(f"{path}, line {number}: not a record with a kind and a step")
-        records.append((line, record))
-    return records
+    """The lines that are records, each with its record."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [(line, record) for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line is; None if it is none, or if what it holds is of another type."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not {"kind", "step", "stage"} <= set(record):
+        return None
+    for name, value in record.items():
+        if name in ("step", "stage"):
+            fits = type(value) is int and value >= 0
+        elif name == "kind":
+            fits = value in KINDS
+        elif name in ("prompt", "text"):
+            fits = isinstance(value, str)
+        elif name == "changes":
+            fits = isinstance(value, dict) and all(
+                isinstance(pair, list) and len(pair) == 2 for pair in value.values()
+            )
+        else:
+            fits = value is None or type(value) in (int, float) and math.isfinite(value)
+        if not fits:
+            return None
+    return record
 
 
 def _kept_lines(path: Path, step: int, stage: int) -> list[tuple[bytes, dict[str, Any]]]:
@@ -225,15 +277,26 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def _start_wandb(project: str, directory: Path, resumes: bool) -> Any:
-    """A Weights & Biases run; a resumed run continues the one whose id the directory holds."""
+def require_wandb(project: str) -> None:
+    """Refuses a project of Weights & Biases that nothing can be sent to, before anything is made.
+
+    Raises:
+      MetricsError: a project is given, and wandb is not installed.
+    """
     try:
-        import wandb
+        if project:
+            import wandb  # noqa: F401
     except ImportError as error:
         raise MetricsError(
             f"wandb_project is {project!r}, but wandb is not installed: "
             f"pip install 'flax-growth[wandb]'"
         ) from error
+
+
+def _start_wandb(project: str, directory: Path, resumes: bool) -> Any:
+    """A Weights & Biases run; a resumed run continues the one whose id the directory holds."""
+    import wandb
+
     path = directory / "wandb_id"
     if not (resumes and path.exists()):
         path.write_text(uuid.uuid4().hex)
