@@ -39,8 +39,11 @@ _TENSORS = (
 
 
 def _load_problem(config: Config) -> str | None:
-    """Lists of factors must fit embed_dim / num_heads, also where heads are not that wide."""
+    """Two types alone; lists of factors fit embed_dim / num_heads, however wide heads are."""
     table = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = table.get("rope_type", table.get("type", "default"))
+    if kind not in ("default", "longrope", "su", "yarn"):  # the last three are one
+        return f"rope_type is {kind}, but for a phi3 it must be default or longrope"
     share = table.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     embed, heads = config["hidden_size"], config["num_attention_heads"]
     wanted = int(embed // heads * share) // 2
