@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from growth.optimizer.post_growth import GrowthEvent, correct_by_age, rewarm
@@ -45,6 +46,18 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
         return base(count) * share
 
     return rate
+
+
+def rates(config: TrainConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The learning rates of steps, float32 [stop - start]: what each of them learns at.
+
+    Args:
+      config: the run.
+      start: the first of them, 0 being the first of the run.
+      stop: the step after the last; None: the end of the run.
+    """
+    steps = np.arange(start, config.num_steps if stop is None else stop)
+    return np.asarray(learning_rate(config)(steps))
 
 
 def _base_rate(config: TrainConfig) -> optax.Schedule:

@@ -11,6 +11,7 @@ from growth.cli import config_files, errors
 from growth.training.config import parse
 from growth.training.loop import train
 from growth.training.mesh import MESH_AXES
+from growth.training.optimization import rates
 from growth.training.report.preview import dry_run
 from growth.training.run.restore import load_model
 from tests.helpers import runs
@@ -203,6 +204,11 @@ def test_plan_of_every_preset(preset):
         ]
         assert f" {stage.start:,}–{stage.stop:,} " in row
         assert f" {stage.architecture.embed_dim} " in row
+        # The rate as it is at every step: also where it begins to rise again after growth.
+        rate = rates(config, stage.start, stage.stop)
+        shown = [float(number) for number in row.split()[-1].split("–")]
+        extremes = [rate[0], rate.min(), rate.max(), rate[-1]]
+        assert [shown[0], min(shown), max(shown), shown[-1]] == pytest.approx(extremes, rel=0.05)
     shares = [float(word[:-1]) for word in costs.split() if word.endswith("%")]
     assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
     configured = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}

@@ -1,10 +1,12 @@
 """What a run would be: its stages, their sizes and costs, without allocating anything."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +16,7 @@ from growth.files import format_bytes
 from growth.training import mesh as meshes
 from growth.training.config import TrainConfig
 from growth.training.formatting import format_count, format_power
-from growth.training.optimization import learning_rate, make_optimizer
+from growth.training.optimization import make_optimizer, rates
 from growth.training.schedule import training_flops
 from growth.training.state import abstract_state, state_partitions
 
@@ -42,7 +44,6 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
     console = console or Console()
     stages = config.stages
     tx = make_optimizer(config)
-    schedule = learning_rate(config)
     configured = [getattr(config.mesh, axis) for axis in meshes.MESH_AXES]
     needed = math.prod(size for size in configured if size != -1)
     sizes = meshes.mesh_shape(config.mesh, max(needed, jax.device_count()), config.batch_size)
@@ -64,7 +65,7 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
             _show(arch.qk_dim),
             _show(arch.v_dim),
             _show(arch.mlp_dim),
-            f"{float(schedule(stage.start)):.1e}–{float(schedule(stage.stop - 1)):.1e}",
+            _course(rates(config, stage.start, stage.stop)),
         )
         abstract = abstract_state(arch, tx, config.param_dtype)
         split = state_partitions(arch, tx, config.param_dtype, sizes)
@@ -90,6 +91,15 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> None:
     if math.prod(sizes.values()) > jax.device_count():
         needs = f"the run needs {math.prod(sizes.values())} devices"
         console.print(f"{needs}, and this machine has {jax.device_count()}", highlight=False)
+
+
+def _course(rates: np.ndarray) -> str:
+    """How the learning rate goes: its first value, each at which it turns, and its last."""
+    moves = np.sign(np.diff(rates))
+    moving = np.flatnonzero(moves)
+    turns = moving[1:][moves[moving[1:]] != moves[moving[:-1]]]
+    course = [f"{rates[at]:.1e}" for at in (0, *turns, len(rates) - 1)]
+    return "–".join(text for text, _ in itertools.groupby(course))
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
