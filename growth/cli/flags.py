@@ -93,6 +93,8 @@ class Plan:
       init: What new entries are where anything keeps the function: fresh, copy or
         copy:SIGNAL_TO_NOISE. fresh if not given.
       dtype: Of Hugging Face tensors; as they are if not given.
+      ignore_config_keys: Keys of a Hugging Face config.json that growth does not read, and that
+        change nothing that the model computes: key,key.
       step: Which checkpoint of a run; the newest if not given.
       moments: How second moments of a run's new entries begin. zeros if not given.
     """
@@ -102,6 +104,7 @@ class Plan:
     sizes: GrowthSizes = Sizes()
     init: str | None = None
     dtype: Dtype | None = None
+    ignore_config_keys: str | None = None
     step: int | None = None
     moments: Literal["zeros", "mean", "age"] | None = None
     overrides: Overrides = ()
@@ -122,6 +125,8 @@ class Expand:
       seed: Decides them.
       dtype: Of Hugging Face tensors; as they are if not given.
       max_shard_size: Of Hugging Face files; 5GB if not given.
+      ignore_config_keys: Keys of a Hugging Face config.json that growth does not read, and that
+        change nothing that the model computes: key,key.
       verify: Whether transformers compares both Hugging Face models; if it can, where this is not
         given.
       step: Which checkpoint of a run; the newest if not given.
@@ -137,6 +142,7 @@ class Expand:
     seed: int = 0
     dtype: Dtype | None = None
     max_shard_size: str | None = None
+    ignore_config_keys: str | None = None
     verify: bool | None = None
     step: int | None = None
     moments: Literal["zeros", "mean", "age"] | None = None

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from growth.cli.checkpoint_growth import show
 from growth.cli.flags import Expand, Plan
 from growth.huggingface import CheckpointExpansion, execute_expansion, plan_expansion
+from growth.huggingface.companion_files import summary
 from growth.huggingface.expansion.model_card import comparison
 from growth.huggingface.expansion.verification import unmet_requirement
 from growth.huggingface.expansion.writing import estimated_seconds
@@ -45,8 +46,15 @@ def _planned(flags: Plan | Expand, **options: Any) -> CheckpointExpansion:
     step = flags.sizes.growth_step()
     if "position" in step:
         step["layer_positions"] = step.pop("position")
-    expansion = plan_expansion(str(flags.source), dtype=flags.dtype, **step, **options)
+    ignored = (flags.ignore_config_keys or "").split(",")
+    expansion = plan_expansion(
+        str(flags.source), dtype=flags.dtype, ignore_config_keys=ignored, **step, **options
+    )
     show(comparison(expansion), expansion.plan)
+    for fate, names in summary(expansion.source.files).items():
+        print(f"{fate}: {names}")
+    for note in expansion.source.notes:
+        print(f"note: {note}")
     return expansion
 
 

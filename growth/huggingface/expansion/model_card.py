@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from growth.huggingface.companion_files import summary
 from growth.huggingface.expansion.planning import CheckpointExpansion
 from growth.huggingface.expansion.verification import Verification
 
@@ -50,6 +51,13 @@ def write_model_card(
         "",
         f"New layers: {', '.join(new_layers) or 'none'} (counted from 0). New entries that may be "
         f"anything: {expansion.init}, seed {expansion.seed}.",
+        "",
+        *(f"{note}.\n" for note in source.notes),
+        "## Files",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {fate} | {names} |" for fate, names in summary(source.files).items()),
         "",
         "## Is it the same function?",
         "",
