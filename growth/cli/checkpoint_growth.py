@@ -9,11 +9,12 @@ from rich.table import Table
 
 from growth.cli.flags import Expand, Plan
 from growth.errors import InputError
+from growth.huggingface.checkpoint_files import check_directory
 from growth.rules.growth_plan import GrowthPlan
 
 # Flags that apply to one kind of checkpoint alone.
 OF_RUNS = ("step", "moments", "growth_tolerance")
-OF_HUGGING_FACE = ("dtype", "max_shard_size", "verify")
+OF_HUGGING_FACE = ("dtype", "max_shard_size", "verify", "ignore_config_keys")
 
 
 def is_run(source: str) -> bool:
@@ -22,8 +23,7 @@ def is_run(source: str) -> bool:
     Raises:
       InputError: there is no such directory.
     """
-    if not Path(source).is_dir():
-        raise InputError(f"source is {source!r}, but there is no such directory")
+    check_directory(source)
     return (Path(source) / "checkpoints").is_dir()
 
 

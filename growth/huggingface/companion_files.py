@@ -107,6 +107,14 @@ def _why_without_folder(path: Path, within: str, grown: Collection[str]) -> str:
     return ""
 
 
+def summary(files: Iterable[FileFate]) -> dict[str, str]:
+    """The files by what becomes of them, as text; a fate that none has is not there."""
+    named: dict[str, list[str]] = {"grown": [], "carried": [], "left out": []}
+    for file in files:
+        named[file.fate].append(str(file))
+    return {fate: ", ".join(names) for fate, names in named.items() if names}
+
+
 def check_adapter(directory: Path, files: Iterable[FileFate]) -> None:
     """Refuses a folder that may be a model or that model with an adapter.
 
