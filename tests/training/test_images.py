@@ -22,7 +22,7 @@ from growth.training.data.images import load_images, shifts
 from growth.training.data.tokenizers import ByteTokenizer
 from growth.training.generation import generate
 from growth.training.loop import train
-from growth.training.report.metrics import MetricsError
+from growth.training.report.trackers import TrackerError
 from growth.training.run.restore import load_model
 from tests.helpers import networks, runs
 
@@ -193,7 +193,7 @@ def test_eight_devices_give_the_same_losses(finished, tmp_path):
         (lambda c: c.data.update(max_shift=-1), DataError, "max_shift is -1"),
         (lambda c: c.data.update(max_shift=8), DataError, r"max_shift is 8, but .* less"),
         (lambda c: c.update(batch_size=2000), DataError, r"batch_size is 2000, but .* at most"),
-        (lambda c: c.update(wandb_project="x"), MetricsError, "wandb is not installed"),
+        (lambda c: c.update(wandb_project="x"), TrackerError, "wandb is not installed"),
         (lambda c: c.samples.update(prompts=("a",)), ConfigError, "the model sees images"),
         (
             lambda c: c.architecture.update(max_length=16),

@@ -12,8 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from growth.training.report.metrics import KINDS, MetricsError, MetricsWriter, read_metrics
+from growth.training.report.metrics import (
+    KINDS,
+    MetricsError,
+    MetricsWriter,
+    damaged_lines,
+    read_metrics,
+)
+from growth.training.report.trackers import TrackerError
 
 
 def write_run(workdir: Path, last_step: int, resume_step: int | None = None) -> None:
@@ -99,7 +107,9 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 
 def test_an_unknown_kind_and_an_unwritable_value_are_refused(tmp_path):
     with MetricsWriter(tmp_path) as writer:
-        with pytest.raises(MetricsError, match="kind is 'test', but it must be one of train, eval"):
+        with pytest.raises(
+            MetricsError, match="kind is 'test', but it must be one of start, train, eval"
+        ):
             writer.write("test", 1, stage=0)
         with pytest.raises(MetricsError, match=r"changes\.embed_dim\[1\] is a set"):
             writer.write("growth", 1, stage=1, changes={"embed_dim": [8, {16}]})
@@ -139,18 +149,27 @@ def test_a_torn_last_line_is_dropped(tmp_path, kept_bytes):
     ]
 
 
-def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+DAMAGE = (
+    *(b'{"kind": "tr\n', b"7\n", b"{}\n", b'{"kind": "train", "step": 1}\n', b"\xff\xfe\n"),
+    *(b'{"kind": "train", "step": "1", "stage": 0}\n', b'{"kind": [], "step": 1, "stage": 0}\n'),
+    b'{"kind": "train", "step": 1, "stage": 0, "loss": "low"}\n',
+    b'{"kind": "train", "step": 1, "stage": 0, "clock": {"training": "long"}}\n',
+    b'{"kind": "start", "step": 0, "stage": 0, "command": 7}\n',
+    b'{"kind": "start", "step": 0, "stage": 0, "versions": 7}\n',
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_in_the_middle_is_left_out_and_named(tmp_path, damage):
     write_run(tmp_path, 3)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for damage in (b'{"kind": "tr\n', b"7\n", b"{}\n"):
-        path.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
-        before = path.read_bytes()
-        with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 2: not a record"):
-            read_metrics(path)
-        with pytest.raises(MetricsError, match="line 2"):
-            MetricsWriter(tmp_path, 1)
-        assert path.read_bytes() == before
+    records = read_metrics(path)
+    path.write_bytes(b"".join([lines[0], damage, *lines[1:]]))
+    assert read_metrics(path) == records
+    assert damaged_lines(path) == (2,)
+    MetricsWriter(tmp_path, 3).close()
+    assert path.read_bytes() == b"".join(lines)
 
 
 @pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 6, 8])
@@ -214,12 +233,56 @@ def test_tensorboard_gets_every_number_and_text(tmp_path):
         value for (step, _), value in values.items() if step == 9 and value.HasField("tensor")
     )
     assert text.tensor.string_val == [b"    Once upon\n    *a* time\n"]
-    assert set(values) == {
-        *((7, f"train/{name}") for name in ("stage", "loss")),
-        *((8, f"growth/{name}") for name in ("stage", "logit_error")),
-        (9, "sample/stage"),
-        (9, text.tag),
+    # Numbers of stages are no curves.
+    assert set(values) == {(7, "train/loss"), (8, "growth/logit_error"), (9, text.tag)}
+
+
+def test_tensorboard_gets_the_config_as_text_and_as_hyperparameters(tmp_path):
+    config = {"seed": 3, "optimizer": {"learning_rate": 1e-3}, "growth": [{"step": 4}], "x": None}
+    with MetricsWriter(tmp_path) as writer:
+        writer.tell_config(config, 0)
+        writer.write("start", 0, stage=0, seed=3, command="growth train --config=a")
+    values = {v.tag: v for e in events(tmp_path) for v in e.summary.value}
+    (text,) = values["config/text_summary"].tensor.string_val
+    assert '    "seed": 3,' in text.decode()
+    (start,) = values["start/text_summary"].tensor.string_val
+    assert "growth train --config=a" in start.decode()
+    content = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["optimizer.learning_rate"].number_value == 1e-3
+    assert hparams["seed"].number_value == 3
+    assert hparams["growth"].string_value == "[{'step': 4}]"
+
+
+def test_the_learning_rate_is_told_at_every_step(tmp_path):
+    """So that a rise after growth shows, although records are written now and then."""
+    with MetricsWriter(tmp_path) as writer:
+        writer.tell("train/learning_rate", 9, [0.5, 0.1, 0.2])
+        writer.write("train", 10, stage=0, learning_rate=0.3)
+    told = {
+        e.step: v.simple_value
+        for e in events(tmp_path)
+        for v in e.summary.value
+        if v.tag == "train/learning_rate"
     }
+    assert told == pytest.approx({7: 0.5, 8: 0.1, 9: 0.2, 10: 0.3})
+
+
+def test_every_start_is_kept_though_two_are_at_one_step(tmp_path):
+    for _ in range(2):
+        with MetricsWriter(tmp_path, 0) as writer:
+            writer.write("start", 0, stage=0, command="growth train")
+    assert [record["kind"] for record in read_metrics(tmp_path / "metrics.jsonl")] == ["start"] * 2
+
+
+def test_clocks_go_on_where_the_kept_records_end(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.clocks.add("saving", 7.0)
+        writer.write("train", 1, stage=0, clock=writer.clocks.seconds)
+        writer.clocks.add("saving", 9.0)
+        writer.write("train", 2, stage=0, clock=writer.clocks.seconds)
+    with MetricsWriter(tmp_path, 1) as writer:
+        assert writer.clocks.seconds["saving"] == 7.0
 
 
 def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
@@ -234,10 +297,10 @@ def test_a_missing_wandb_is_named_before_anything_is_touched(tmp_path, monkeypat
     write_run(tmp_path, 3)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     monkeypatch.setitem(sys.modules, "wandb", None)  # how Python marks what cannot be imported
-    with pytest.raises(MetricsError, match=r"wandb_project is 'growth'.*flax-growth\[wandb\]"):
+    with pytest.raises(TrackerError, match=r"wandb_project is 'growth'.*flax-growth\[wandb\]"):
         MetricsWriter(tmp_path, wandb_project="growth")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(MetricsError, match="wandb is not installed"):
+    with pytest.raises(TrackerError, match="wandb is not installed"):
         MetricsWriter(tmp_path / "new", wandb_project="growth")
     assert not (tmp_path / "new").exists()
 

@@ -3,10 +3,13 @@
 `workdir/metrics.jsonl` is the run's memory: the report is made from it, and a resumed run continues
 it. Every record has `kind`, `step` (optimizer steps taken) and `stage` (0 for the first), and:
 
-- `train`: loss, learning_rate (of entries that are not new), grad_norm, tokens_per_second, flops
-  (training FLOPs spent since the run's start), seconds (time spent since the run's start, see
-  `MetricsWriter.seconds`);
-- `eval`: loss, accuracy (the share of targets that are the likeliest), flops;
+- `start`: date, command, seed, devices, data, versions (library -> version), written each time that
+  the run starts or resumes;
+- `train`: loss and grad_norm (means over the steps since the record before), learning_rate (of
+  entries that are not new), tokens_per_second, flops (training FLOPs spent since the run's start),
+  seconds (time spent since the run's start, see `MetricsWriter.seconds`), clock (activity ->
+  seconds of it spent since the run's start, see `Clocks`);
+- `eval`: loss, accuracy (the share of targets that are the likeliest), flops, seconds;
 - `growth`: loss_before, loss_after, logit_error (max |Δlogit| / max |logit|), parameters_before,
   parameters_after, flops, seconds (how long the growth took), changes (field -> [old, new]).
   `stage` is the new one;
@@ -19,20 +22,27 @@ import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-
 from growth import files
 from growth.errors import InputError
+from growth.training.report.clocks import Clocks
+from growth.training.report.trackers import Trackers, require_wandb
 
-KINDS = ("train", "eval", "growth", "sample")
+KINDS = ("start", "train", "eval", "growth", "sample")
 
 FILE_NAME = "metrics.jsonl"
+
+# Fields of records that are numbers.
+_NUMBERS = {
+    *("loss", "learning_rate", "grad_norm", "tokens_per_second", "flops", "seconds", "accuracy"),
+    *("loss_before", "loss_after", "logit_error", "parameters_before", "parameters_after"),
+}
+
+_TEXTS = {"prompt", "text", "date", "command", "devices", "data"}
 
 # How many lines a message names.
 _LISTED = 5
@@ -132,20 +142,14 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
         kept = [] if resume_step is None else _kept_lines(path, resume_step, resume_stage)
-        resumes = resume_step is not None
-        self._wandb = _start_wandb(wandb_project, directory, resumes) if wandb_project else None
         files.write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
 
         self._written = {_identity(record) for _, record in kept if record["step"] == resume_step}
-        seconds = [r["seconds"] for _, r in kept if r["kind"] == "train" and r.get("seconds")]
+        train = [record for _, record in kept if record["kind"] == "train"]
+        seconds = [record["seconds"] for record in train if record.get("seconds")]
         self._start = time.monotonic() - max(seconds, default=0.0)
-        self._tensorboard = SummaryWriter(
-            str(directory / "tensorboard"),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            flush_secs=5,
-            # Without it, a run restarted within the same second would overwrite its own events.
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self.clocks = Clocks(next((r["clock"] for r in reversed(train) if "clock" in r), None))
+        self._trackers = Trackers(directory, resume_step, wandb_project)
         self._file = path.open("a", encoding="utf-8")
 
     def has(self, kind: str, step: int, prompt: str | None = None) -> bool:
@@ -171,9 +175,9 @@ class MetricsWriter:
         """
         if kind not in KINDS:
             raise MetricsError(f"kind is {kind!r}, but it must be one of {', '.join(KINDS)}")
-        record = {"kind": kind, "step": int(step)}
+        record: dict[str, Any] = {"kind": kind, "step": int(step)}
         record |= {name: _plain(name, value) for name, value in values.items()}
-        if _identity(record) in self._written:
+        if kind != "start" and _identity(record) in self._written:
             return
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
@@ -181,24 +185,33 @@ class MetricsWriter:
         numbers = {
             f"{kind}/{name}": value
             for name, value in record.items()
-            if isinstance(value, int | float) and name != "step"
+            if isinstance(value, int | float) and name not in ("step", "stage", "seed")
         }
-        for tag, number in numbers.items():
-            self._tensorboard.add_scalar(tag, number, record["step"])
+        numbers |= {f"clock/{name}": value for name, value in record.get("clock", {}).items()}
+        self._trackers.numbers(numbers, record["step"])
         if kind == "sample":
-            # TensorBoard reads Markdown: indented, a text is shown as it is.
             text = f"{record.get('prompt', '')}{record.get('text', '')}"
-            shown = "".join(f"    {line}\n" for line in text.split("\n"))
-            self._tensorboard.add_text("sample", shown, record["step"])
-        if self._wandb is not None and numbers:
-            self._wandb.log(numbers, step=record["step"])
+            self._trackers.text("sample", text, record["step"])
+        elif kind == "start":
+            self._trackers.text("start", json.dumps(record, indent=2), record["step"])
+
+    def tell(self, tag: str, step: int, values: Sequence[float]) -> None:
+        """Tells TensorBoard and the like a number at every step, the last of which is `step`."""
+        self._trackers.curve(tag, step, values)
+
+    def tell_config(self, config: Mapping[str, Any], step: int) -> None:
+        """Tells TensorBoard and the like the config of the run.
+
+        Args:
+          config: its fields, as JSON can hold them.
+          step: optimizer steps taken.
+        """
+        self._trackers.config(config, step)
 
     def close(self) -> None:
         """Closes all files. Nothing can be written afterwards."""
         self._file.close()
-        self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._trackers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -231,14 +244,19 @@ def _record(line: bytes) -> dict[str, Any] | None:
             fits = type(value) is int and value >= 0
         elif name == "kind":
             fits = value in KINDS
-        elif name in ("prompt", "text"):
+        elif name in _TEXTS:
             fits = isinstance(value, str)
         elif name == "changes":
             fits = isinstance(value, dict) and all(
                 isinstance(pair, list) and len(pair) == 2 for pair in value.values()
             )
+        elif name in ("clock", "versions"):
+            kind = float if name == "clock" else str
+            fits = isinstance(value, dict) and all(type(part) is kind for part in value.values())
+        elif name in _NUMBERS:
+            fits = value is None or (type(value) in (int, float) and math.isfinite(value))
         else:
-            fits = value is None or type(value) in (int, float) and math.isfinite(value)
+            fits = True
         if not fits:
             return None
     return record
@@ -274,33 +292,4 @@ def _plain(name: str, value: Any) -> Any:
     raise MetricsError(
         f"{name} is a {type(value).__name__}, but a record holds numbers, text, and lists and "
         f"mappings of them"
-    )
-
-
-def require_wandb(project: str) -> None:
-    """Refuses a project of Weights & Biases that nothing can be sent to, before anything is made.
-
-    Raises:
-      MetricsError: a project is given, and wandb is not installed.
-    """
-    try:
-        if project:
-            import wandb  # noqa: F401
-    except ImportError as error:
-        raise MetricsError(
-            f"wandb_project is {project!r}, but wandb is not installed: "
-            f"pip install 'flax-growth[wandb]'"
-        ) from error
-
-
-def _start_wandb(project: str, directory: Path, resumes: bool) -> Any:
-    """A Weights & Biases run; a resumed run continues the one whose id the directory holds."""
-    import wandb
-
-    path = directory / "wandb_id"
-    if not (resumes and path.exists()):
-        path.write_text(uuid.uuid4().hex)
-    name = directory.resolve().name
-    return wandb.init(
-        project=project, name=name, id=path.read_text(), dir=str(directory), resume="allow"
     )

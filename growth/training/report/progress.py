@@ -51,9 +51,13 @@ class Progress:
         self._num_stages = num_stages
         self._console = console or Console()
         self._clock = clock
-        self._speeds: collections.deque[tuple[float, float]] = collections.deque(
+        # Seconds and FLOPs of the last updates.
+        self._spent: collections.deque[tuple[float, float]] = collections.deque(
             maxlen=_SPEED_UPDATES
         )
+        self._flops: float | None = None
+        self._stage = -1
+        self._others_left = 0.0
         self._share = 0.0
         self._status = ""
         self._printed_status = ""
@@ -65,7 +69,15 @@ class Progress:
             )
 
     def update(
-        self, step: int, loss: float, tokens_per_second: float, flops: float, stage: int
+        self,
+        step: int,
+        loss: float,
+        tokens_per_second: float,
+        flops: float,
+        stage: int,
+        *,
+        seconds: float,
+        others_left: float = 0.0,
     ) -> None:
         """Takes note of where the run is.
 
@@ -75,8 +87,14 @@ class Progress:
           tokens_per_second: training speed.
           flops: training FLOPs spent since the run's start.
           stage: 0 for the first.
+          seconds: spent on training, and on nothing else, since the update before.
+          others_left: seconds that all but training is expected to take until the run ends.
         """
-        self._speeds.append((self._clock(), flops))
+        if stage != self._stage:  # its steps cost something else
+            self._spent.clear()
+        if self._flops is not None:
+            self._spent.append((seconds, flops - self._flops))
+        self._flops, self._stage, self._others_left = flops, stage, others_left
         self._share = flops / self._total_flops
         self._status = "  ".join(
             (
@@ -92,17 +110,17 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate of the run's remaining seconds: FLOPs to spend over FLOPs spent per second.
+        """Estimate of the run's remaining seconds.
 
-        None until two updates have been seen.
+        FLOPs that are left over FLOPs that training spends in a second, and all else. None until
+        two updates have been seen.
         """
-        if len(self._speeds) < 2:
+        seconds = sum(seconds for seconds, _ in self._spent)
+        flops = sum(flops for _, flops in self._spent)
+        if self._flops is None or seconds <= 0 or flops <= 0:
             return None
-        (first_time, first_flops), (last_time, last_flops) = self._speeds[0], self._speeds[-1]
-        if last_time <= first_time or last_flops <= first_flops:
-            return None
-        left = max(self._total_flops - last_flops, 0.0)
-        return left * (last_time - first_time) / (last_flops - first_flops)
+        left = max(self._total_flops - self._flops, 0.0)
+        return left * seconds / flops + self._others_left
 
     def note(self, line: str) -> None:
         """Prints a line that stays, above the bar."""
