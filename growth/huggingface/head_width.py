@@ -1,5 +1,7 @@
 """Heads whose width or number is bound to embed_dim: checks, and the nearest sizes that can be."""
 
+import math
+
 from growth.architecture import Architecture
 from growth.errors import InputError
 from growth.rules.growth_plan import GrowthError
@@ -37,11 +39,12 @@ def check_heads_divide(model_type: str, target: Architecture) -> None:
     if embed % heads == 0:
         return
     wider = -(-embed // heads) * heads
-    more = next(number for number in range(heads, embed + 1) if embed % number == 0)
+    small = [number for number in range(1, math.isqrt(embed) + 1) if embed % number == 0]
+    more = [n for n in (*small, *(embed // n for n in small)) if n > heads]
     raise GrowthError(
         f"embed_dim would be {embed} and num_heads {heads}, but transformers loads a {model_type} "
-        f"only where embed_dim is a multiple of num_heads. Near is --embed_dim={wider}; or "
-        f"--num_heads={more}"
+        f"only where embed_dim is a multiple of num_heads. Near is --embed_dim={wider}"
+        + (f"; or --num_heads={min(more)}" if more else "")
     )
 
 
