@@ -30,6 +30,7 @@ FLOORS = (
     ("blueprints",),
     ("models", "expansion"),
     ("optimizer", "certification", "huggingface"),
+    ("growing",),
     ("training",),
     (FRONT_DOOR,),
     ("cli",),
@@ -58,8 +59,12 @@ PLACES = {
     "sklearn": ("growth.training.data.images",),
     "tensorboardX": ("growth.training",),
     "tokenizers": ("growth.training.data.tokenizers",),
-    "torch": ("growth.huggingface.expansion.transformers_models",),
+    "torch": (
+        "growth.huggingface.expansion.streamed_models",
+        "growth.huggingface.expansion.transformers_models",
+    ),
     "transformers": (
+        "growth.huggingface.expansion.streamed_models",
         "growth.huggingface.expansion.transformers_models",
         "growth.huggingface.transformers_config",
     ),

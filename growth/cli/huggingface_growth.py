@@ -1,6 +1,5 @@
 """Growth of a checkpoint of Hugging Face, for `growth plan` and `growth expand`."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from growth.cli.flags import Expand, Plan
 from growth.huggingface import CheckpointExpansion, execute_expansion, plan_expansion
 from growth.huggingface.companion_files import summary
 from growth.huggingface.expansion.model_card import comparison
-from growth.huggingface.expansion.verification import unmet_requirement
+from growth.huggingface.expansion.verification import why_not_verified
 from growth.huggingface.expansion.writing import estimated_seconds
 
 
@@ -38,8 +37,11 @@ def expand(flags: Expand) -> None:
             verify=flags.verify,
             progress=lambda done, total, name: bar.update(task, completed=done, what=name),
         )
-    print(verified or f"not verified: {_why_not(expansion, flags)}")
+    if verified:
+        print(verified)
     print(f"written: {flags.output}")
+    if not verified:
+        print(why_not_verified(expansion, flags.verify))
 
 
 def _planned(flags: Plan | Expand, **options: Any) -> CheckpointExpansion:
@@ -56,15 +58,6 @@ def _planned(flags: Plan | Expand, **options: Any) -> CheckpointExpansion:
     for note in expansion.source.notes:
         print(f"note: {note}")
     return expansion
-
-
-def _why_not(expansion: CheckpointExpansion, flags: Expand) -> str:
-    if flags.verify is False:
-        return "--noverify"
-    return (
-        unmet_requirement(expansion, Path(flags.output).absolute().parent)
-        or "nothing kept it from being verified"
-    )
 
 
 def _progress() -> Progress:

@@ -104,10 +104,10 @@ def fold(
     for number, new in enumerate(account.layout.split(result)):
 
         def source(name: str, block: Block, number: int = number) -> np.ndarray:
-            return _part(account.split_source(name, arrays[name])[number], block.region)
+            return part_of(account.split_source(name, arrays[name])[number], block.region)
 
         for block in reversed(account.blocks[number]):  # old entries first: means are of them
-            into = _part(new, block.target)
+            into = part_of(new, block.target)
             if block.kind is Kind.FREE:
                 write_free(number, block, into)
             elif block.kind is Kind.ZERO:
@@ -115,7 +115,7 @@ def fold(
             elif block.kind is Kind.OLD:
                 _write_old(into, source(block.source, block), block)
             elif block.place is not None:
-                into[...] = mean(_part(new, block.averaged), block.place)
+                into[...] = mean(part_of(new, block.averaged), block.place)
             else:  # over arrays
                 units = np.empty((len(block.sources), *into.shape), result.dtype)
                 for unit, name in zip(units, block.sources, strict=True):
@@ -153,7 +153,8 @@ def _mean_of_first_axis(array: np.ndarray) -> np.ndarray:
 
 
 def _write_old(into: np.ndarray, old: np.ndarray, block: Block) -> None:
-    wide = np.promote_types(np.promote_types(old.dtype, into.dtype), np.float32)
+    # Two dtypes of two bytes have no common one.
+    wide = max(np.dtype(np.float32), old.dtype, into.dtype, key=lambda dtype: dtype.itemsize)
     if block.factor == 1:
         into[...] = old
     elif block.offset:  # gains, which are small
@@ -162,7 +163,7 @@ def _write_old(into: np.ndarray, old: np.ndarray, block: Block) -> None:
         np.multiply(old, block.factor, out=into, dtype=wide, casting="unsafe")
 
 
-def _part(array: np.ndarray, region: Region) -> np.ndarray:
+def part_of(array: np.ndarray, region: Region) -> np.ndarray:
     """The entries of a box, sharing memory."""
     return array[tuple(slice(entries.start, entries.stop) for entries in region)]
 
@@ -188,7 +189,7 @@ def _write_normal(
     numbers = _quantiles() * np.float32(deviation)
     if not isinstance(center, np.ndarray):
         numbers = (numbers + np.float32(center)).astype(into.dtype)
-    for part, around in _rows(into, center):
+    for part, around in in_parts(into, center):
         bits = random.bit_generator.random_raw(math.ceil(part.size / 4))  # 64 each
         places = bits.view(np.uint16)[: part.size]
         drawn = numbers.take(places, mode="wrap").reshape(part.shape)
@@ -197,14 +198,14 @@ def _write_normal(
         part[...] = drawn
 
 
-def _rows(into: np.ndarray, like: np.ndarray | float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def in_parts(into: np.ndarray, like: np.ndarray | float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Parts of an array, small enough for the cache, with those of another one of its shape."""
     like = np.broadcast_to(like, into.shape)
     if into.size <= _AT_ONCE or not into.ndim:
         yield into, like
     elif into[0].size > _AT_ONCE:
         for part, other in zip(into, like, strict=True):
-            yield from _rows(part, other)
+            yield from in_parts(part, other)
     else:
         step = _AT_ONCE // into[0].size
         for start in range(0, len(into), step):

@@ -105,14 +105,6 @@ def hold_the_same(one: StoredTensor, other: StoredTensor) -> bool:
     return True
 
 
-def holds_only_numbers(array: np.ndarray) -> bool:
-    """Whether no entry is NaN or infinite; looks at parts, so that little memory is taken."""
-    flat = array.reshape(-1)
-    return all(
-        bool(np.isfinite(flat[start : start + _PART]).all()) for start in range(0, flat.size, _PART)
-    )
-
-
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name; reads its header only.
 

@@ -13,6 +13,7 @@ from growth.files import atomic_directory
 from growth.huggingface.expansion import verification
 from growth.huggingface.expansion.model_card import write_model_card
 from growth.huggingface.expansion.planning import CheckpointExpansion, plan_expansion
+from growth.huggingface.expansion.runnable import check_runnable
 from growth.huggingface.expansion.verification import Verification
 from growth.huggingface.expansion.writing import Progress, no_progress, write_grown
 
@@ -30,8 +31,9 @@ def expand_checkpoint(
     Args:
       source: the directory of a Hugging Face checkpoint: `config.json` and safetensors.
       output: the directory to write, which must not exist. It appears when it is whole.
-      verify: whether transformers loads both and compares what they say; None: where torch and
-        transformers can be imported and memory suffices.
+      verify: whether both models are run and what they say is compared, by transformers, or by the
+        reference model where that is not installed; None: where one of them can. It takes memory
+        for the largest tensor, in float64.
       progress: is told of each tensor that is written.
       **options: the sizes to reach and more; see `plan_expansion`.
 
@@ -89,16 +91,20 @@ def execute_expansion(
     if output.resolve().is_relative_to(source.directory.resolve()):
         raise InputError(f"output {output} lies in the source, which is left as it is")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unmet = verification.unmet_requirement(expansion, output.parent)
+    unmet = verification.unmet_requirement(expansion)
     if verify and unmet:
         raise InputError(f"verify is True, but {unmet}")
+    verifies = verify or (verify is None and not unmet)
+    if verifies:
+        check_runnable(expansion)
     num_bytes = expansion.bytes + source.carried_bytes
     with atomic_directory(output, num_bytes) as directory:
         source.carry_over(directory)
         write_grown(expansion, directory, progress=progress)
         verified = None
-        if verify or (verify is None and not unmet):
+        if verifies:
             verified = verification.verify(expansion, directory)
             verified.require()
-        write_model_card(expansion, directory, verification=verified)
+        why_not = verification.why_not_verified(expansion, verify)
+        write_model_card(expansion, directory, proof=verified or why_not)
     return verified

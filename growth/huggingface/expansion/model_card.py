@@ -27,14 +27,14 @@ def comparison(expansion: CheckpointExpansion) -> list[tuple[str, str, str]]:
 
 
 def write_model_card(
-    expansion: CheckpointExpansion, directory: Path, *, verification: Verification | None
+    expansion: CheckpointExpansion, directory: Path, *, proof: Verification | str
 ) -> None:
     """Writes the card, `README.md`.
 
     Args:
       expansion: what was done.
       directory: where the larger model is.
-      verification: what was verified; None if nothing was.
+      proof: what was verified; or, if nothing was, why not and what to run.
     """
     plan, source = expansion.plan, expansion.source
     new_layers = [str(i) for i, origin in enumerate(plan.layer_sources) if origin is None]
@@ -62,14 +62,14 @@ def write_model_card(
         "## Is it the same function?",
         "",
     ]
-    if verification is None:
-        lines += ["It was not verified when it was made."]
+    if isinstance(proof, str):
+        lines += [proof]
     else:
         lines += [
-            "transformers loaded both models and compared them:",
+            "Both models were run and compared:",
             "",
             "```",
-            str(verification),
+            str(proof),
             "```",
         ]
     (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,13 +22,7 @@ from growth.huggingface.checkpoint_files import parse_bytes, shard
 from growth.huggingface.companion_files import check_carried
 from growth.huggingface.config_map import grown_config, with_defaults
 from growth.huggingface.model_cost import ModelCost, model_cost_of
-from growth.huggingface.tensor_files import (
-    DTYPES,
-    CheckpointFileError,
-    TensorSpec,
-    dtype_code,
-    holds_only_numbers,
-)
+from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
 from growth.rules.composition import grow_to
 from growth.rules.growth_plan import GrowthError, GrowthPlan
 from growth.rules.roles import GAINS
@@ -101,17 +95,8 @@ class CheckpointExpansion:
         return dataclasses.replace(self, shards=shards, config={**self.config, name: dtype})
 
     def grow(self, name: str) -> np.ndarray:
-        """A tensor of the result, by its name in the family's table.
-
-        Raises:
-          CheckpointFileError: the tensor that it is made of holds NaN or infinity.
-        """
-        of = self.source_name(name)
-        old = self.source.read(of)
-        if not holds_only_numbers(old):
-            raise CheckpointFileError(
-                f"the source holds NaN or infinity: {of} in {self.source.tensors[of].path.name}"
-            )
+        """A tensor of the result, by its name in the family's table."""
+        old = self.source.read(self.source_name(name))
         dtype = DTYPES[self.specs[name].dtype]
         return grow_array(
             self.targets[name],

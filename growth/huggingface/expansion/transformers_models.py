@@ -1,43 +1,84 @@
 """Models as transformers has them: loaded, run, and made to generate. All that imports torch."""
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from growth.errors import InputError
+from growth.huggingface.family import Config
+
+
+class UnloadableError(InputError):
+    """transformers would not load the tensors of a checkpoint; the message says which."""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more
+
+
+def model_config(config: Config) -> Any:
+    """A config as the library reads it."""
+    from transformers import CONFIG_MAPPING
+
+    given: dict[str, Any] = copy.deepcopy(dict(config))  # what it reads, it also changes
+    return CONFIG_MAPPING[str(given["model_type"])].from_dict(given)
+
+
+def model_kind(config: Any) -> Any:
+    """The class of the models of a config: the one that it names, else that of language models."""
+    import transformers
+
+    named = next(iter(config.architectures or ()), None)
+    if named is not None and hasattr(transformers, named):
+        return getattr(transformers, named)
+    return transformers.AutoModelForCausalLM._model_mapping[type(config)]
+
 
 def load_model(directory: Path, dtype: str) -> Any:
-    """The model of a checkpoint, ready to be called.
+    """The model of a checkpoint as a person loads it, ready to be called.
 
     Args:
       directory: the checkpoint.
       dtype: that of its parameters, such as "float32".
 
     Raises:
+      UnloadableError: the files lack tensors that the model has.
       Exception: whatever transformers raises if it cannot load it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    options = {}
-    with _quiet():
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        if hasattr(config, "num_local_experts"):
-            options["experts_implementation"] = "eager"  # the fast one knows no float64
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), local_files_only=True, **options
+    with quiet():
+        kind = model_kind(AutoConfig.from_pretrained(directory, local_files_only=True))
+        model, report = kind.from_pretrained(
+            directory, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnloadableError(f"transformers finds no numbers for {some_of(missing)}")
     return model.eval()
 
 
-def compute_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """The logits [batch, length, vocab] of int tokens [batch, length]."""
+def compute_outputs(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """What a model says of int tokens [batch, length], as float32 or float64.
+
+    Logits [batch, length, vocab]; or [batch, labels], where it has the head of another task; or
+    what its last norm gives [batch, length, embed], where it has no head.
+    """
     import torch
 
     with torch.no_grad():
-        return model(torch.from_numpy(tokens)).logits.numpy()
+        given = model(torch.from_numpy(tokens), use_cache=False)
+    outputs = given["logits" if "logits" in given else "last_hidden_state"]
+    if outputs.dtype != torch.float64:
+        outputs = outputs.to(torch.float32)
+    return outputs.numpy()
 
 
 def generate_greedily(model: Any, prompts: np.ndarray, number: int) -> np.ndarray:
@@ -45,7 +86,7 @@ def generate_greedily(model: Any, prompts: np.ndarray, number: int) -> np.ndarra
     import torch
 
     given = torch.from_numpy(prompts)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         generated = model.generate(
             given,
             attention_mask=torch.ones_like(given),
@@ -75,7 +116,7 @@ def float64_everywhere() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers from printing."""
     from transformers.utils import logging
 

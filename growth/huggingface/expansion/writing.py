@@ -1,6 +1,7 @@
 """Does what is planned: grows tensors on a few threads, from mapped files to files.
 
-What is in memory at once is bounded by what the largest tensor takes.
+What is in memory at once is bounded by what the largest tensor takes. Every tensor is checked
+before it is written: each entry is finite, and what its account says.
 """
 
 import collections
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.huggingface.checkpoint_files import SINGLE, write_checkpoint
+from growth.expansion.array_checks import check_array
+from growth.huggingface.checkpoint_files import write_checkpoint
 from growth.huggingface.expansion.planning import CheckpointExpansion
-from growth.huggingface.tensor_files import DTYPES, TensorSpec
 
 # Bytes of the tensors that are done, bytes of all, and the tensor that was done last.
 Progress = Callable[[int, int, str], None]
@@ -30,7 +31,12 @@ def no_progress(done: int, total: int, name: str) -> None:
 def write_grown(
     expansion: CheckpointExpansion, directory: Path, *, progress: Progress = no_progress
 ) -> None:
-    """Writes `config.json` and all tensors of the larger model to a directory that is there."""
+    """Writes `config.json` and all tensors of the larger model to a directory that is there.
+
+    Raises:
+      ArrayCheckError: a tensor of the source, or what it would become, is not finite; or a tensor
+        is not what growth makes.
+    """
     source = expansion.source
     shards = {
         file: {source.name_in_files(name): spec for name, spec in held.items()}
@@ -68,7 +74,7 @@ def _grown_ahead(
                 first, freed, array = ahead.popleft()
                 yield first, array.result()
                 taken -= freed
-            ahead.append((name, needed, pool.submit(expansion.grow, name)))
+            ahead.append((name, needed, pool.submit(_grown, expansion, name)))
             taken += needed
         while ahead:
             first, _, array = ahead.popleft()
@@ -78,17 +84,13 @@ def _grown_ahead(
             array.cancel()
 
 
-def write_source(expansion: CheckpointExpansion, directory: Path) -> None:
-    """Writes the smaller model, in the dtype of the larger one's first tensor."""
-    source = expansion.source
-    code = next(iter(expansion.specs.values())).dtype
-    names = {source.name_in_files(name): name for name in source.parameters}
-    specs = {stored: TensorSpec(source.spec(name).shape, code) for stored, name in names.items()}
-
-    def arrays_of(names_in_files: Sequence[str]) -> Iterator[np.ndarray]:
-        return (source.read(names[name]).astype(DTYPES[code]) for name in names_in_files)
-
-    write_checkpoint(directory, source.config, {SINGLE: specs}, arrays_of)
+def _grown(expansion: CheckpointExpansion, name: str) -> np.ndarray:
+    """A tensor of the result, checked."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        array = expansion.grow(name)
+    old = expansion.source.read(expansion.source_name(name))
+    check_array(expansion.targets[name], old, array, expansion.plan)
+    return array
 
 
 def estimated_seconds(expansion: CheckpointExpansion) -> float:
@@ -99,7 +101,7 @@ def estimated_seconds(expansion: CheckpointExpansion) -> float:
     began, grown = time.perf_counter(), 0
     names = sorted(expansion.targets, key=lambda name: -expansion.specs[name].bytes)
     for name in names[len(names) // 8 :]:  # the largest few are not like the others
-        expansion.grow(name)
+        _grown(expansion, name)
         grown += expansion.specs[name].bytes
         if time.perf_counter() - began > 0.5:
             break
