@@ -16,9 +16,9 @@ from .certification.certificate import CertificateError as CertificateError
 from .certification.certification import certify as certify
 from .errors import InputError as InputError
 from .expansion.parameters import expand as expand
-from .optimizer.state_expansion import OptimizerStateError as OptimizerStateError
 from .optimizer.state_expansion import expand_optimizer_state as expand_optimizer_state
 from .optimizer.state_fields import register_optimizer_state as register_optimizer_state
+from .optimizer.state_form import OptimizerStateError as OptimizerStateError
 from .rules.composition import compose as compose
 from .rules.composition import grow_to as grow_to
 from .rules.growth_plan import GrowthError as GrowthError

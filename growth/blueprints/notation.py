@@ -18,6 +18,9 @@ from growth.errors import InputError
 from growth.rules.axes import AXES, BY_NAME
 from growth.rules.roles import ROLES
 
+# What may stand before the path of any rule: the collection that Linen's `init` gives.
+COLLECTION = "params/"
+
 # Names that a person may take for an axis that grows. A name that is no axis is left alone, so
 # these would silently not grow.
 _MISNOMERS = {
@@ -118,4 +121,4 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.P
         (rf"(?P<{part}>\d+)" if part in AXES else rf"(?P<{part}>[^/]+)") if odd else re.escape(part)
         for odd, part in ((i % 2, p) for i, p in enumerate(re.split(r"{(\w+)}", path)))
     )
-    return rule, re.compile(f"(?P<prefix_>params/)?{pattern}")
+    return rule, re.compile(f"(?P<prefix_>{COLLECTION})?{pattern}")

@@ -1,18 +1,22 @@
 """Pytrees by path: naming the leaves of a tree, and building a tree whose paths hold other indices.
 
 Any pytree will do. The path of a leaf is its keys joined by '/', as in `layers_0/mlp/up/kernel`. A
-box around an array, such as Flax's `Partitioned`, is no part of the path. An empty node, such as
-optax's `MaskedNode`, stands for a leaf that is not there and is treated as a leaf.
+box around an array, such as Flax's `Partitioned` or a variable of NNX, is no part of the path. An
+empty node, such as None or optax's `MaskedNode`, stands for a leaf that is not there and is treated
+as a leaf.
 """
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from jaxtyping import PyTree
+
+from growth.blueprints.notation import COLLECTION
+from growth.errors import InputError
 
 Key = Any  # one of the four above, or what a custom node has
 Keys = tuple[Key, ...]
@@ -32,6 +36,11 @@ class Leaf:
     path: str
     value: Any
 
+    @property
+    def name(self) -> str:
+        """The path as rules know it: without the collection before it."""
+        return self.path.removeprefix(COLLECTION)
+
 
 def is_empty(node: PyTree) -> bool:
     """Whether a node has no children and is no leaf."""
@@ -47,11 +56,24 @@ def leaves(tree: PyTree) -> list[Leaf]:
 
 
 def shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each leaf of a tree by path; None for an empty node."""
-    return {
-        leaf.path: None if is_empty(leaf.value) else tuple(leaf.value.shape)
-        for leaf in leaves(tree)
-    }
+    """The shape of each leaf of a tree by path; None for an empty node.
+
+    Raises:
+      InputError: a leaf has no shape, such as a number or a function; it is named.
+    """
+    result: dict[str, tuple[int, ...] | None] = {}
+    for leaf in leaves(tree):
+        if is_empty(leaf.value):
+            result[leaf.path] = None
+        elif hasattr(leaf.value, "shape"):
+            result[leaf.path] = tuple(leaf.value.shape)
+        else:
+            raise InputError(
+                f"{leaf.path} is {leaf.value!r}, but the leaves of parameters must be arrays: take "
+                f"them apart from what else the module holds, as eqx.partition(model, "
+                f"eqx.is_inexact_array) and nnx.state(model, nnx.Param) do"
+            )
+    return result
 
 
 def with_names(keys: Keys, path: str) -> Keys:
@@ -74,20 +96,31 @@ def build(items: Sequence[tuple[Keys, Leaf, Any]], tree: PyTree) -> PyTree:
         value. The two have the same depth, and differ in indices only.
       tree: the tree that holds the models.
     """
-    return _build([(keys, model.keys, value, tree) for keys, model, value in items])
+    models = {model.keys[:depth] for _, model, _ in items for depth in range(len(model.keys) + 1)}
+    return _build([(keys, model.keys, value, tree) for keys, model, value in items], (), models)
 
 
-def _build(items: list[tuple[Keys, Keys, Any, PyTree]]) -> PyTree:
+def _build(
+    items: list[tuple[Keys, Keys, Any, PyTree]], at: Keys, models: Collection[Keys]
+) -> PyTree:
+    """A node; `at` is where its own model is, and `models` are all that are modelled on."""
     keys, _, value, node = items[0]
     if not keys:
         return value
     groups: dict[Key, list[tuple[Keys, Keys, Any, PyTree]]] = {}
+    at_child: dict[Key, Keys] = {}
     for keys, model, value, parent in items:
         child = _children(parent)[model[0]]
         groups.setdefault(keys[0], []).append((keys[1:], model[1:], value, child))
-    # A new layer, too, has the empty nodes that stand beside the arrays of the one it is like.
-    built = {key: child for key, child in _children(node).items() if is_empty(child)}
-    built |= {key: _build(group) for key, group in groups.items()}
+        at_child.setdefault(keys[0], (*at, model[0]))
+    # A new layer, too, has what stands without an array beside those of the one it is like: empty
+    # nodes, and modules of nothing else, such as dropout. What no leaf is like is there no more.
+    built = {
+        key: child
+        for key, child in _children(node).items()
+        if (*at, key) in models and not jax.tree.leaves(child)
+    }
+    built |= {key: _build(group, at_child[key], models) for key, group in groups.items()}
     if isinstance(node, Mapping):
         kind: Any = type(node)  # takes a dict: a Mapping need not, but every one in use does
         return kind({key.key: value for key, value in built.items()})
@@ -127,5 +160,8 @@ def _renamed(key: Key, name: str) -> Key:
         case SequenceKey():
             return SequenceKey(int(name))
     if name != _name(key):
-        raise ValueError(f"{_name(key)!r} is an attribute, and cannot become {name!r} in growth")
+        raise InputError(
+            f"{_name(key)!r} is an attribute, and cannot become {name!r} in growth unless fresh is "
+            f"a tree that has it"
+        )
     return key

@@ -95,7 +95,7 @@ class TreeAccount:
           BlueprintError: an array is missing, unknown, or of another shape.
         """
         arrays = {
-            leaf.path.removeprefix("params/"): leaf.value
+            leaf.name: leaf.value
             for leaf in pytrees.leaves(tree)
             if not pytrees.is_empty(leaf.value)
         }

@@ -74,16 +74,18 @@ def build(
     leaves = {leaf.path: leaf for leaf in pytrees.leaves(tree)}
     arrays, empty, names = dict(account.arrays), dict(account.empty), dict(account.names)
     nodes = {name: leaves[path].value for path, name in names.items()}
-    items = []
+    values: dict[str, Any] = {}
+    models: dict[str, pytrees.Leaf] = {}
     for path, leaf in leaves.items():
-        values = [(array.target.path, array_of(array)) for array in arrays.get(path, ())]
-        values += [(target, nodes[name]) for target, name in empty.get(path, ())]
-        values += [] if path in names else [(path, leaf.value)]
-        for target, value in values:
-            model = leaves.get(target, leaf)
-            items.append((pytrees.with_names(model.keys, target), model, value))
-    grown = pytrees.build(items, tree)
-    return grown if like is None else _with_containers(grown, like)
+        here = [(array.target.path, array_of(array)) for array in arrays.get(path, ())]
+        here += [(target, nodes[name]) for target, name in empty.get(path, ())]
+        here += [] if path in names else [(path, leaf.value)]
+        values |= here
+        models |= {target: leaves.get(target, leaf) for target, _ in here}
+    if like is not None and _has_places(like, values):
+        return _in_containers(like, values)
+    items = [(pytrees.with_names(m.keys, path), m, values[path]) for path, m in models.items()]
+    return pytrees.build(items, tree)
 
 
 def mask(array: ArrayAccount, kinds: Collection[Kind]) -> Bool[jax.Array, "..."]:
@@ -239,11 +241,14 @@ def _mask(view: RoleView, boxes: Sequence[Region]) -> Bool[jax.Array, "..."]:
     return jnp.broadcast_to(inside, view.shape)
 
 
-def _with_containers(tree: ParamsLike, like: ParamsLike) -> ParamsLike:
-    """The same leaves in the containers of another tree, where that has a place for each."""
-    values = {leaf.path: leaf.value for leaf in pytrees.leaves(tree)}
-    places = [leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)]
+def _has_places(like: ParamsLike, values: Mapping[str, Any]) -> bool:
+    """Whether a tree holds the arrays that are given by path, and no other leaves."""
+    places = {leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)}
     held = {path for path, value in values.items() if not pytrees.is_empty(value)}
-    if not held <= set(places) <= set(values):
-        return tree
+    return held <= places <= set(values)
+
+
+def _in_containers(like: ParamsLike, values: Mapping[str, Any]) -> ParamsLike:
+    """The arrays that are given by path, in the containers of a tree that has a place for each."""
+    places = [leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)]
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in places])

@@ -32,14 +32,16 @@ def with_initial_moments(
       account: the account of the squares before growth.
       gradient: a tree of the grown parameters; None: all take the mean.
     """
-    squares = account.of_target(larger)
-    probes = {_name(leaf): leaf.value for leaf in pytrees.leaves(gradient or {})}
+    squares = {leaf.name: leaf.value for leaf in pytrees.leaves(larger)}
+    probes = {leaf.name: leaf.value for leaf in pytrees.leaves(gradient or {})}
     is_old: dict[str, jax.Array] = {}
     sums: dict[str, tuple[jax.Array, jax.Array]] = {}
     of_kind: dict[Any, tuple[jax.Array | float, jax.Array | int]] = {}
     kinds = {array.name: array.target.kind for array in account}
     for array in account:
         name, kind = array.name, array.target.kind
+        if pytrees.is_empty(squares[name]):  # a new layer may be in another group of the optimizer
+            continue
         is_old[name] = mask(array, (Kind.OLD,))
         total = jnp.sum(jnp.where(is_old[name], squares[name], 0))
         sums[name] = total, jnp.sum(is_old[name])
@@ -62,11 +64,7 @@ def with_initial_moments(
         return jnp.where(is_old[name], square, begin).astype(square.dtype)
 
     items = [
-        (leaf.keys, leaf, filled(_name(leaf)) if _name(leaf) in is_old else leaf.value)
+        (leaf.keys, leaf, filled(leaf.name) if leaf.name in is_old else leaf.value)
         for leaf in pytrees.leaves(larger)
     ]
     return pytrees.build(items, larger)
-
-
-def _name(leaf: pytrees.Leaf) -> str:
-    return leaf.path.removeprefix("params/")

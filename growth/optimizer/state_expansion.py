@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,17 @@ import optax
 
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for
-from growth.errors import InputError
 from growth.expansion.accounts import source_account
 from growth.expansion.init_values import from_arrays, zeros
 from growth.expansion.jax_backend import assemble
 from growth.optimizer.factored_states import RULES
+from growth.optimizer.groups import check_groups
 from growth.optimizer.moment_init import POLICIES, with_initial_moments
 from growth.optimizer.scaling_exponents import ScalingExponents, agreed_exponent, measured_exponents
 from growth.optimizer.state_fields import FIELDS, KEEP, LAST, PARAMETERS, REFUSED, STATE, Field
+from growth.optimizer.state_form import OptimizerStateError, by_path, in_form_of, laid_out
 from growth.rules.growth_plan import GrowthPlan
 from growth.types import Array, OptState, Params, ParamsLike
-
-
-class OptimizerStateError(InputError):
-    """An optimizer state cannot be grown; the message names its type or the leaf."""
 
 
 def expand_optimizer_state(
@@ -41,11 +38,13 @@ def expand_optimizer_state(
 
     What is valued like parameters gets the very values of the grown ones. Moments of old entries
     are what the grown network's own gradients would have made of them. Counts, rates and keys stay.
-    The result has the structure, shapes and dtypes of `tx.init(grown)`. Pure, and compatible with
-    `jax.jit`.
+    The result has the structure, shapes and dtypes of `tx.init(grown)`; where the leaves of
+    `opt_state` are in variables, as `nnx.Optimizer` has them, its own are, too. Pure, and
+    compatible with `jax.jit`.
 
     Args:
-      opt_state: the state of an optimizer for parameters of `plan.source`.
+      opt_state: the state of an optimizer for parameters of `plan.source`: as the optimizer has it,
+        `nnx.Optimizer.opt_state`, or the lists and dicts of a checkpoint restored without a target.
       plan: the growth step.
       tx: the optimizer.
       params: the parameters of `plan.source`.
@@ -58,7 +57,8 @@ def expand_optimizer_state(
 
     Raises:
       OptimizerStateError: a part of the state is of a type that is not known or cannot be carried;
-        or the state is not one of the given parameters.
+        the state is not one of the given parameters; or a mask or a partition has a parameter in
+        another group once it is larger. The message names the leaf.
       BlueprintError: the blueprint does not fit the moments.
 
     Examples:
@@ -88,13 +88,16 @@ def expand_optimizer_state(
             f"for 'probe' and for that alone"
         )
     before, begun = _begun(tx, params), _begun(tx, grown)
-    _refuse_unknown(opt_state)
-    _check_like(opt_state, before, "the state is not one of the given parameters")
+    _refuse_unknown(before)
+    state = laid_out(opt_state, before, "the state is not one of the given parameters")
     blueprint = blueprint_for(plan.source, blueprint)
+    fast = isinstance(params, optax.LookaheadParams)
+    small, large = (params.fast, grown.fast) if fast else (params, grown)
+    check_groups(before, begun, small, large, source_account(small, plan, blueprint))
     exponents = measured_exponents(tx, params)
-    result = _expand(tx, opt_state, params, grown, gradient, plan, blueprint, exponents, moments)
-    _check_like(result, begun, "growth cannot carry what the optimizer keeps there")
-    return result
+    result = _expand(tx, state, params, grown, gradient, plan, blueprint, exponents, moments)
+    laid_out(result, begun, "growth cannot carry what the optimizer keeps there")
+    return in_form_of(opt_state, result, before)
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "plan", "blueprint", "exponents", "moments"))
@@ -171,7 +174,8 @@ class StateExpander:
         """A tree that is valued like parameters."""
         account = source_account(tree, self.plan, self.blueprint)
         values = from_arrays(self._grown_arrays)
-        return assemble(account, tree, values, like=begun)
+        larger = assemble(account, tree, values, like=begun)
+        return _laid_over(begun, larger, lambda new, _: new)
 
     def moments(
         self, tree: ParamsLike, before: ParamsLike, begun: ParamsLike, exponent: int
@@ -180,7 +184,7 @@ class StateExpander:
         account = source_account(tree, self.plan, self.blueprint)
         gathered = jax.tree.map(jnp.subtract, tree, before)
         larger = assemble(account, gathered, zeros, exponent=exponent, like=begun)
-        larger = jax.tree.map(jnp.add, larger, begun)
+        larger = _laid_over(begun, larger, jnp.add)
         if self.policy == "zeros" or exponent != -2:
             return larger
         return with_initial_moments(larger, account, self.gradient)
@@ -190,6 +194,22 @@ class StateExpander:
         """The grown parameters by name."""
         account = source_account(self.params, self.plan, self.blueprint)
         return account.of_target(self.grown)
+
+
+def _laid_over(
+    begun: ParamsLike, larger: ParamsLike, combine: Callable[[Array, Array], Array]
+) -> ParamsLike:
+    """What an optimizer begins with, combined with what has grown.
+
+    A new layer is modelled on another, but may be in another group of the optimizer than that: then
+    one of the two has nothing of it, and what the optimizer begins with stays.
+    """
+    grown = by_path(larger)
+    values = [
+        combine(grown[path].value, leaf.value) if path in grown else leaf.value
+        for path, leaf in by_path(begun).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(begun), values)
 
 
 def _refuse_unknown(state: OptState) -> None:
@@ -226,20 +246,3 @@ def _begun(tx: optax.GradientTransformation, params: Params) -> OptState:
             "they fit one size only: give a function from parameters to that tree instead, as in "
             f"optax.masked(tx, lambda params: ...). The error was: {error}"
         ) from error
-
-
-def _check_like(state: OptState, wanted: OptState, problem: str) -> None:
-    """Checks the structure, the shapes and the dtypes of a state."""
-    structures = [str(jax.tree.structure(tree)) for tree in (state, wanted)]
-    if structures[0] != structures[1]:
-        raise OptimizerStateError(
-            f"{problem}: its structure is {structures[0]}, but it must be {structures[1]}"
-        )
-    paths = jax.tree_util.tree_leaves_with_path(wanted)
-    for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
-        given = jnp.shape(leaf), jnp.result_type(leaf)
-        if given != (want.shape, want.dtype):
-            raise OptimizerStateError(
-                f"{problem}: {jax.tree_util.keystr(path)} is {given[0]} {given[1]}, but it must be "
-                f"{want.shape} {want.dtype}"
-            )

@@ -3,6 +3,7 @@
 import collections
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from flax import struct
 from flax.core import FrozenDict
 
 import growth
-from growth import Architecture, Blueprint, BlueprintError
+from growth import Architecture, Blueprint, BlueprintError, InputError
 from growth.blueprints import pytrees
 
 ARCHITECTURE = Architecture(
@@ -95,10 +96,20 @@ def test_boxes_stay_around_what_grows():
     assert first_rows(grown) == GROWN
 
 
-def test_attributes_cannot_become_more():
+@struct.dataclass
+class MoreLayers(Layers):
+    layers_2: Any
+
+
+def test_attributes_become_more_only_where_fresh_has_them():
     tree = Layers(up(1), up(2))
-    with pytest.raises(ValueError, match="'layers_0' is an attribute, and cannot become"):
+    with pytest.raises(InputError, match="'layers_0' is an attribute, and cannot become"):
         grow(tree, "layers_{layers}")
+    blueprint = Blueprint([("layers_{layers}", "mlp_in", "embed mlp")])
+    fresh = MoreLayers(*(up(9, width=4) for _ in range(3)))
+    more = growth.expand(tree, PLAN, blueprint=blueprint, fresh=fresh)
+    assert isinstance(more, MoreLayers)
+    assert first_rows(more) == GROWN
     wider = grow(tree, "layers_{layers}", growth.mlp_expansion(4)(ARCHITECTURE))
     assert first_rows(wider) == [[1, 1, 1, 9], [2, 2, 2, 9]]
 
@@ -115,6 +126,58 @@ def test_empty_nodes_stay_and_new_layers_have_their_own():
     like_fresh = growth.expand(tree, PLAN, blueprint=blueprint, fresh=fresh)
     assert jax.tree.structure(like_fresh) == jax.tree.structure(fresh)
     assert first_rows(like_fresh) == GROWN
+
+
+HOLLOW = {
+    "None": None,
+    "a module of None": Attention(None, None),
+    "modules in modules": {"a": [Attention({}, None)], "b": ()},
+    "equinox": eqx.filter(eqx.nn.Dropout(0.1), eqx.is_inexact_array),
+}
+
+
+@pytest.mark.parametrize("name", HOLLOW)
+@pytest.mark.parametrize("layer", [dict, eqx.nn.Lambda], ids=["dict", "attribute"])
+def test_what_holds_no_array_stands_in_new_layers_too(name, layer):
+    """Dropout, activations and switches of a module, once its arrays are taken apart."""
+
+    def made(value, width=3):
+        parts = {"up": up(value, width), "rest": HOLLOW[name]}
+        return parts if layer is dict else eqx.nn.Lambda(parts)
+
+    tree = {"layers": [made(1), made(2)]}
+    path = "layers/{layers}/up" if layer is dict else "layers/{layers}/fn/up"
+    grown = grow(tree, path)
+    fresh = {"layers": [made(9, width=4) for _ in range(3)]}
+    assert jax.tree.structure(grown) == jax.tree.structure(fresh)
+    assert first_rows(grown) == GROWN
+
+
+def test_an_empty_node_whose_layer_is_gone_goes_with_it():
+    """As in moments behind a mask, where runs of layers that have become equal are merged."""
+    architecture = ARCHITECTURE.replace(mlp_dim=(3, 4))
+    plan = growth.mlp_expansion(4)(architecture)
+    masked = {f"run{i}": optax.MaskedNode() for i in range(2)}
+    tree = masked | {"other": np.zeros(1)}
+    rules = [("run{layers}", "mlp_in", "layers embed mlp"), ("other", "position", "1")]
+    grown = growth.expand(
+        tree, plan, key=jax.random.key(0), blueprint=Blueprint(rules), init="copy"
+    )
+    assert set(grown) == {"run0", "other"}
+    assert grown["run0"] == optax.MaskedNode()
+
+
+@pytest.mark.parametrize("leaf", [0.5, "gelu", jax.nn.gelu, True], ids=repr)
+def test_a_leaf_that_is_no_array_is_named(leaf):
+    tree = [{"up": up(1), "rest": leaf}, {"up": up(2), "rest": leaf}]
+    with pytest.raises(InputError, match=r"^0/rest is .* must be arrays: .*eqx\.partition"):
+        growth.expand(
+            tree,
+            PLAN,
+            key=jax.random.key(0),
+            blueprint=Blueprint([("{layers}/up", "mlp_in", "embed mlp")]),
+            init="copy",
+        )
 
 
 def test_an_empty_node_that_stands_for_an_array_grows_with_its_layer():
