@@ -116,11 +116,11 @@ def test_a_dtype_that_cannot_be_grown(single):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(model_type="llama7"), "model_type 'llama7', but known are .*; the nearest is llama"),
+        (dict(model_type="llama7"), "'llama7', but known are .*WORKSPACE.md says how one is added"),
         (dict(model_type=None), "model_type None, but known are gemma, gemma2"),
         (dict(quantization_config={"bits": 4}), "quantized tensors cannot be grown"),
         (dict(hidden_act="mish"), "the activation 'mish', but known are relu, silu"),
-        (dict(hidden_size=None), "embed_dim is None, but it must be a whole number"),
+        (dict(hidden_size=None), "says hidden_size None, but it must be a whole number"),
         (dict(num_key_value_heads=3), "num_kv_heads must divide num_heads"),
     ],
 )

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from growth.huggingface import expand_checkpoint, plan_expansion
 from growth.huggingface.expansion.transformers_models import float64_everywhere
 from tests.helpers import small_models
-from tests.helpers.small_models import difference, logits, make
+from tests.helpers.small_models import difference, load, logits, make
 
 ALL = dict(embed_dim=36, num_heads=6, head_dim=12, mlp_dim=30, num_layers=4)
 
@@ -182,11 +182,31 @@ def test_growing_twice_is_growing_once(tmp_path):
     assert difference(old, logits(tmp_path / "twice")) <= 1e-6
 
 
-def test_the_script_writes_a_checkpoint_that_grows(tmp_path):
+# Runs a program where torch and transformers are not installed.
+WITHOUT_TORCH = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, *rest):
+        if name in ("torch", "transformers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_script_writes_a_checkpoint_that_grows_without_torch(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "random_checkpoint"
     fields = "vocab_size=40 hidden_size=24 num_attention_heads=3 intermediate_size=20"
-    command = [sys.executable, script, tmp_path / "source", *fields.split(), "num_hidden_layers=1"]
-    subprocess.run(command, check=True, capture_output=True)
+    fields += " num_hidden_layers=1 attention_bias=True"
+    command = [sys.executable, "-c", WITHOUT_TORCH, script, tmp_path / "source", *fields.split()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    model = load(tmp_path / "source", torch.float32)
+    assert f"{model.num_parameters():,} parameters" in done.stdout
+    states = {name: (float(p.mean()), float(p.std())) for name, p in model.state_dict().items()}
+    assert states["model.norm.weight"] == (1, 0)
+    assert states["model.layers.0.self_attn.q_proj.bias"] == (0, 0)
+    assert states["model.layers.0.mlp.up_proj.weight"][1] == pytest.approx(0.02, rel=0.1)
     plan = plan_expansion(tmp_path / "source", num_layers=2, mlp_dim=30).plan
     assert (plan.source.num_kv_heads, plan.source.tied_embeddings) == (3, True)
     assert (plan.source.num_layers, plan.target.num_layers) == (1, 2)
