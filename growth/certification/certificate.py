@@ -11,6 +11,7 @@ from growth.certification.trainability import GradientReport
 from growth.errors import InputError
 from growth.files import write_atomically
 from growth.rules.growth_plan import GrowthPlan
+from growth.rules.tolerances import ROUNDING_MARGIN
 
 
 class CertificateError(InputError):
@@ -24,11 +25,19 @@ class Preservation:
     Attributes:
       max_error, mean_error: of the logits, relative to the largest logit before.
       agreement: the share of positions where the likeliest token is the same.
+      rounding: how far the smaller model's own rounding moves its logits; None where nothing is
+        promised in this dtype.
     """
 
     max_error: float
     mean_error: float
     agreement: float
+    rounding: float | None = None
+
+    @property
+    def limit_by_rounding(self) -> float:
+        """How far logits may move by rounding alone."""
+        return ROUNDING_MARGIN * (self.rounding or 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Certificate:
       first_update: the largest first update of a new entry, and of an old one, over the learning
         rate; None where no optimizer was given.
       problems: the promises that are broken, in words.
+      causes: where logits moved, what would explain it, in words.
 
     Examples:
       >>> import growth, jax
@@ -78,6 +88,7 @@ class Certificate:
     gradients: GradientReport | None
     first_update: tuple[float, float] | None
     problems: tuple[str, ...]
+    causes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -87,7 +98,9 @@ class Certificate:
     def require(self) -> None:
         """Raises `CertificateError` where a promise is broken."""
         if self.problems:
-            raise CertificateError("growth is not certified:\n  " + "\n  ".join(self.problems))
+            likely = (f"likely: {cause}" for cause in self.causes)
+            lines = "\n  ".join((*self.problems, *likely))
+            raise CertificateError(f"growth is not certified:\n  {lines}")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON can hold."""
@@ -96,6 +109,7 @@ class Certificate:
         return {
             "passed": self.passed,
             "problems": list(self.problems),
+            "causes": list(self.causes),
             "layer_sources": list(plan.layer_sources),
             **{name: arch.to_dict() for name, arch in architectures.items()},
             **{f"{n}_parameters": arch.num_parameters for n, arch in architectures.items()},
@@ -126,10 +140,11 @@ class Certificate:
             f"parameters          {source.num_parameters:,} → {target.num_parameters:,}",
             f"FLOPs per token     {flops[0]:.3g} → {flops[1]:.3g}",
             "",
-            "logits in           largest error  mean error  same token",
+            "logits in           largest error  mean error  same token  own rounding",
         ]
         lines += [
             f"  {name:<17} {p.max_error:>13.1e} {p.mean_error:>11.1e} {p.agreement:>11.1%}"
+            + (f" {p.rounding:>13.1e}" if p.rounding is not None else "")
             for name, p in self.preservation.items()
         ]
         if self.drift:
@@ -147,4 +162,5 @@ class Certificate:
             largest = " new, ".join(f"{size:.2f}" for size in self.first_update)
             lines.append(f"first update / rate {largest} old")
         lines += ["", *(f"BROKEN: {problem}" for problem in self.problems)]
+        lines += [f"likely: {cause}" for cause in self.causes]
         return "\n".join(lines + ["every promise is kept"] * self.passed)

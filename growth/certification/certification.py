@@ -7,6 +7,7 @@ print(certificate)
 certificate.require()
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +21,9 @@ from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.reference import blueprint_for
 from growth.certification import trainability
+from growth.certification.causes import likely_causes
 from growth.certification.certificate import Certificate, Preservation
+from growth.certification.rounding import own_rounding
 from growth.errors import InputError
 from growth.expansion.parameters import expand
 from growth.rules.growth_plan import GrowthPlan
@@ -47,11 +50,13 @@ def certify(
     learning_rate: float = 1.0,
     dtypes: Sequence[str] = _DTYPES,
     check_gradients: bool = True,
+    explain: bool = True,
 ) -> Certificate:
     """Certifies that a growth step kept the function, and that its new entries can learn.
 
     The step is done anew in float64 with the free values of `grown`, since what float32 rounds
-    would hide what is wrong; and `grown` is compared with that.
+    would hide what is wrong; and `grown` is compared with that. A model that computes in float32
+    inside rounds there all the same: how much is measured, and what is within it is no fault.
 
     Args:
       params: parameters of `plan.source`.
@@ -69,6 +74,7 @@ def certify(
       learning_rate: what the first updates are divided by.
       dtypes: the dtypes of parameters in which logits are compared.
       check_gradients: whether gradients are looked at, which is the dear part.
+      explain: whether it is looked for what would explain that logits move, where they do.
 
     Raises:
       InputError: a dtype is not one of those three.
@@ -112,11 +118,23 @@ def certify(
         exact = again(old, fresh)
         preservation = {}
         for dtype in dtypes:
+            before = _with_dtype(params, dtype)
             after = exact if dtype == "float64" else _with_dtype(grown, dtype)
-            preservation[dtype] = _compare(
-                _logits(apply, plan.source, _with_dtype(params, dtype), batch),
+            found = _compare(
+                _logits(apply, plan.source, before, batch),
                 _logits(apply, plan.target, after, batch),
             )
+            if dtype in PROMISED:
+                small = functools.partial(_logits, apply, plan.source, batch=batch)
+                rounding = own_rounding(small, before, plan.source, blueprint)
+                found = dataclasses.replace(found, rounding=rounding)
+            preservation[dtype] = found
+        broken = [dtype for dtype in preservation if not _is_kept(dtype, preservation[dtype])]
+        causes: tuple[str, ...] = ()
+        if broken and explain:
+            logits = functools.partial(_logits, apply, batch=batch)
+            limit = max(PROMISED[broken[0]], preservation[broken[0]].limit_by_rounding)
+            causes = likely_causes(logits, old, plan, blueprint, limit)
         drift: tuple[float, ...] = ()
         if residual_stream is not None:
             streams = (
@@ -137,8 +155,8 @@ def certify(
         state = tx.init(grown) if opt_state is None else opt_state
         update = _first_update(tx, state, gradient(grown), grown, is_new)
         update = (update[0] / learning_rate, update[1] / learning_rate)
-    found = _problems(preservation, drift, deviation, gradients)
-    return Certificate(plan, preservation, drift, deviation, gradients, update, tuple(found))
+    problems = tuple(_problems(preservation, drift, deviation, gradients))
+    return Certificate(plan, preservation, drift, deviation, gradients, update, problems, causes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -157,6 +175,13 @@ def _next_token_loss(
 
 def _with_dtype(tree: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
+
+
+def _is_kept(dtype: str, found: Preservation) -> bool:
+    """Whether logits moved by no more than was promised, or than the model itself rounds."""
+    if dtype not in PROMISED:
+        return True
+    return found.max_error <= max(PROMISED[dtype], found.limit_by_rounding)
 
 
 def _compare(before: jax.Array, after: jax.Array) -> Preservation:
@@ -210,12 +235,17 @@ def _problems(
     deviation: float,
     gradients: trainability.GradientReport | None,
 ) -> list[str]:
-    problems = [
-        f"logits differ by {preservation[dtype].max_error:.1e} in {dtype}; the promise is {limit}"
-        for dtype, limit in PROMISED.items()
-        if dtype in preservation and not preservation[dtype].max_error <= limit
-    ]
-    far = [layer for layer, moved in enumerate(drift) if not moved <= PROMISED["float64"]]
+    problems = []
+    for dtype, found in preservation.items():
+        if not _is_kept(dtype, found):
+            problems.append(
+                f"logits differ by {found.max_error:.1e} in {dtype}; the promise is "
+                f"{PROMISED[dtype]}, and the model's own rounding {found.rounding:.1e}"
+            )
+    at_most = PROMISED["float64"]
+    if "float64" in preservation:
+        at_most = max(at_most, preservation["float64"].limit_by_rounding)
+    far = [layer for layer, moved in enumerate(drift) if not moved <= at_most]
     if far:
         problems.append(f"the stream moves in old layer {far[0]}, by {drift[far[0]]:.1e}")
     if deviation > 4:

@@ -207,7 +207,8 @@ def _role(path: str) -> str:
     if module in ("query_norm", "key_norm"):
         return "qk_norm"
     if module.endswith("norm"):
-        kind = "closing" if module.endswith("closing_norm") else "norm"
+        writes = module.endswith("closing_norm") or module == "embed_norm"
+        kind = "closing" if writes else "norm"
         if module == "final_norm":
             kind = "final"
         return f"{kind}_{'gain' if parameter == 'scale' else 'bias'}"

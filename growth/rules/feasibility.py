@@ -34,8 +34,11 @@ def embed(architecture: Architecture) -> str | None:
             "with scaled_embedding, tied_embeddings and no final_norm, the embedding shrinks by "
             "√(h/ĥ), and so would the logits, with no gain to make up for it"
         )
-    if arch.fixed_norm_eps and arch.norms_write_stream:
-        return "fixed_norm_eps is True, and a norm writes to the stream, which would have to grow"
+    if arch.fixed_norm_eps and arch.norm_placement == "post":
+        return (
+            "fixed_norm_eps is True and norm_placement 'post': the stream would have to grow by "
+            "√(ĥ/h), and what a norm has made of it is read without another norm"
+        )
     if arch.fixed_norm_eps and arch.tied_embeddings and not (arch.final_norm and arch.norm_gain):
         return (
             "with fixed_norm_eps and tied_embeddings, the embedding grows by √(ĥ/h), and so would "

@@ -232,18 +232,34 @@ def plan(
             check_position(place, old)
             origins.insert(place, None)
 
+    return plan_between(source, target, tuple(origins))
+
+
+def plan_between(
+    source: Architecture, target: Architecture, layer_sources: tuple[int | None, ...]
+) -> GrowthPlan:
+    """The plan between two architectures, with the layers that each new one continues.
+
+    Args:
+      source: the architecture that grows.
+      target: the architecture to reach; `norm_eps` and `rope_theta` follow as for `plan`.
+      layer_sources: as in `GrowthPlan`.
+
+    Raises:
+      GrowthError: there is no exact way.
+    """
     if target.norm_eps == source.norm_eps:
         target = target.replace(norm_eps=scaled_epsilon(source, target.embed_dim))
     if source.turns_whole_heads:
         thetas = []
         below = 0
-        for layer, origin in zip(target.layers, origins, strict=True):
+        for layer, origin in zip(target.layers, layer_sources, strict=True):
             below = below if origin is None else origin
             model = source.layers[below]
             unscaled = layer.rope_theta == model.rope_theta
             thetas.append(scaled_theta(model, layer.qk_dim) if unscaled else layer.rope_theta)
         target = target.replace(rope_theta=aligned(thetas))
-    return GrowthPlan(source, target, tuple(origins))
+    return GrowthPlan(source, target, layer_sources)
 
 
 def spread(old: int, new: int) -> list[int | None]:

@@ -44,6 +44,12 @@ def _without_gains(architecture: Architecture) -> bool:
     return not architecture.norm_gain
 
 
+def _larger_input(architecture: Architecture) -> bool:
+    """Whether what layers read grows by √(ĥ/h), with no gain of a norm to make up for it."""
+    reads_stream = architecture.norm_placement == "closing"
+    return not architecture.norm_gain or (architecture.fixed_norm_eps and reads_stream)
+
+
 def _scaled_embedding(architecture: Architecture) -> bool:
     return architecture.scaled_embedding
 
@@ -63,6 +69,10 @@ def _without_final_gain(architecture: Architecture) -> bool:
 
 def _fixed_epsilon(architecture: Architecture) -> bool:
     return architecture.fixed_norm_eps
+
+
+def _following_epsilon(architecture: Architecture) -> bool:
+    return not architecture.fixed_norm_eps
 
 
 def _fixed_epsilon_tied(architecture: Architecture) -> bool:
@@ -111,17 +121,21 @@ def _role(scales: tuple[Scale, ...] = (), **fills: str) -> Role:
 # A norm's output grows by √(ĥ/h), since its mean square shrinks by h/ĥ. Its gain makes up for that;
 # where it has none, what reads it does.
 _GAIN = (Scale("embed", -0.5),)
-_READER = (Scale("embed", -0.5, _without_gains),)
+_READER = (Scale("embed", -0.5, _larger_input),)
 # A norm over queries or keys has the ε of the others, which shrinks by h/ĥ: so must their squares.
-_QK = (*_READER, Scale("embed", -0.5, _normed_products, biases=True))
+_PROBE_QUERY = (Scale("embed", -0.5, _normed_products, biases=True),)
+_QK = (*_READER, *_PROBE_QUERY)
 _KEY = (*_QK, Scale("qk", 0.5, _plain_products))  # products are divided by √k̂, not by √k
 # Where ε is fixed, the stream grows by √(ĥ/h): then its mean square stays, and norms need the same
 # gains. A tied embedding brings its factor to the logits, unless the final gain takes it back.
 _WRITER = (Scale("embed", 0.5, _fixed_epsilon),)
+# A norm that writes to the stream reads what has grown by √(ĥ/h), and so gives as much more itself.
+_CLOSING_GAIN = (Scale("embed", -0.5, _following_epsilon),)
 _EMBEDDING = (*_WRITER, Scale("embed", -0.5, _scaled_embedding))  # multiplied by √ĥ, not by √h
 _FINAL_GAIN = (Scale("embed", -0.5, _unscaled_output), Scale("embed", -0.5, _fixed_epsilon_tied))
 _FINAL_BIAS = (Scale("embed", 0.5, _scaled_tied), Scale("embed", -0.5, _fixed_epsilon_tied))
 _UNEMBED = (Scale("embed", -0.5, _without_final_gain), Scale("embed", -0.5, _read_without_norm))
+_STREAM_UNEMBED = (Scale("embed", -0.5, _fixed_epsilon),)
 
 # A bias has the role of its kernel, with fewer axes.
 # fmt: off
@@ -132,8 +146,9 @@ ROLES: dict[str, Role] = {
     "norm_bias":     _role(embed=ZERO, layers=FREE),
     "final_gain":    _role(embed=FREE, scales=_FINAL_GAIN),
     "final_bias":    _role(embed=ZERO, scales=_FINAL_BIAS),
-    "closing_gain":  _role(embed=FREE, layers=ZERO, scales=_GAIN),
-    "closing_bias":  _role(embed=ZERO, layers=ZERO),
+    # Of a norm whose output enters the stream: at the end of a branch, or after the embedding.
+    "closing_gain":  _role(embed=FREE, layers=ZERO, scales=_CLOSING_GAIN),
+    "closing_bias":  _role(embed=ZERO, layers=ZERO, scales=_WRITER),
     "query":         _role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, layers=FREE, scales=_QK),
     "key":           _role(embed=FREE, kv_heads=FREE, qk=ZERO, layers=FREE, scales=_KEY),
     "qk_norm":       _role(kv_heads=FREE, group=FREE, qk=FREE, layers=FREE),
@@ -146,6 +161,11 @@ ROLES: dict[str, Role] = {
     "unembed":       _role(embed=FREE, scales=_UNEMBED),
     # A number for each head and each distance (T5), added to products of queries and keys.
     "position_bias": _role(kv_heads=FREE, group=FREE, layers=FREE),
+    # Attention pooling: one learned query, which no norm has touched, reads keys and values of the
+    # stream. What reads the result without a norm is a `stream_unembed`.
+    "probe":         _role(embed=ZERO),
+    "probe_query":   _role(embed=FREE, kv_heads=FREE, group=FREE, qk=FREE, scales=_PROBE_QUERY),
+    "stream_unembed": _role(embed=FREE, scales=_STREAM_UNEMBED),
     # Chooses among several MLPs, the experts, each of which grows as any MLP.
     "router":        _role(embed=FREE, layers=FREE, scales=_READER),
 }
@@ -155,6 +175,7 @@ ROLES: dict[str, Role] = {
 # zeros on both sides would never learn. (New dimensions of the stream are also read by others.)
 FACES_ZERO: dict[str, tuple[str, ...]] = {
     "query": ("qk",),
+    "probe_query": ("qk",),
     "value": ("kv_heads", "v", "layers"),
     "mlp_in": ("mlp", "layers"),
 }
@@ -172,7 +193,8 @@ def fill(role: str, axis: str, architecture: Architecture) -> str:
       architecture: the architecture that grows; its norm decides what `RESIDUAL` is.
     """
     layernorm = architecture.norm == "layernorm"
-    if role == "unembed" and layernorm and not architecture.final_norm:
+    reads_stream = role == "stream_unembed" or (role == "unembed" and not architecture.final_norm)
+    if reads_stream and layernorm:
         # It reads the stream itself, whose new dimensions hold the mean of the old ones: only a
         # norm subtracts that, so here the reader is the zero side.
         return ZERO

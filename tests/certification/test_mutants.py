@@ -19,6 +19,7 @@ from growth.expansion import parameters as expanding
 from growth.models import apply
 from growth.rules import roles
 from growth.rules.roles import FREE, RESIDUAL, ROLES, ZERO
+from tests.helpers import attention_pooling
 from tests.helpers.networks import random_parameters
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (4, 8))
@@ -42,11 +43,19 @@ JUDGES = {
     "opt": Architecture.gpt2(**_SIZES, **_HEADS, fixed_norm_eps=True),
     "fixed epsilon": Architecture(**_SIZES, **_HEADS, fixed_norm_eps=True, final_norm=False),
     "no final norm": Architecture(**_SIZES, **_HEADS, norm="layernorm", final_norm=False),
+    "fixed epsilon, closing norms": Architecture(
+        **_SIZES, **_HEADS, fixed_norm_eps=True, norm_placement="closing", use_bias=True
+    ),
 }
+# A model of its own, for roles that the reference model has no use for.
+POOLED = {f"pooled, {name}": arch for name, arch in attention_pooling.ARCHITECTURES.items()}
+JUDGES |= POOLED
 
 # (role, what is mutated): why the function stays the same.
 SAME = {
+    # The reference model's RMSNorms have no bias.
     ("closing_bias", "embed"): "the stream cannot widen where a layernorm writes to it",
+    ("closing_bias", "scale 0"): "the stream cannot widen where a layernorm writes to it",
     ("router", "scale 0"): "the reference model has no experts; Mixtral's has gains",
 }
 
@@ -57,7 +66,7 @@ def grown(name):
     architecture = JUDGES[name]
     steps = [
         growth.mlp_expansion(7),
-        growth.head_addition(9, 3),
+        growth.head_addition(3) if name in POOLED else growth.head_addition(9, 3),
         growth.heads_expansion(5),
         growth.layer_addition(1),
     ]
@@ -66,7 +75,8 @@ def grown(name):
     if name != "sandwich":
         steps.append(growth.hidden_dimension_expansion(8))
     plan = growth.compose(*steps)(architecture)
-    return plan, random_parameters(architecture), random_parameters(plan.target, seed=1)
+    init = attention_pooling.init if name in POOLED else random_parameters
+    return plan, init(architecture), init(plan.target, seed=1)
 
 
 def forget():
@@ -86,16 +96,23 @@ def problems(name, plan=None, fresh=None, check_gradients=False):
     right, parameters, values = grown(name)
     plan, fresh = plan or right, fresh or values
     forget()
+    blueprint, logits, loss = None, apply, None
+    if name in POOLED:
+        blueprint, logits = attention_pooling.BLUEPRINT, attention_pooling.apply
+        loss = lambda tree: (logits(plan.target, tree, TOKENS) ** 2).mean()  # noqa: E731
     with jax.enable_x64(True):
-        made = growth.expand(parameters, plan, fresh=fresh)
+        made = growth.expand(parameters, plan, fresh=fresh, blueprint=blueprint)
     certificate = growth.certify(
         parameters,
         plan,
-        apply=apply,
+        apply=logits,
+        blueprint=blueprint,
+        loss=loss,
         grown=made,
         batch=TOKENS,
         dtypes=["float64"],
         check_gradients=check_gradients,
+        explain=False,
     )
     return certificate.problems
 

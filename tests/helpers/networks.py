@@ -94,6 +94,15 @@ VARIANTS = {
         "fixed epsilon, norm over each query and key, scaled embedding": dict(
             **_GEMMA, qk_norm="head", fixed_norm_eps=True
         ),
+        "fixed epsilon, sandwich norms, scaled embedding": dict(
+            **_GEMMA, **_SANDWICH, fixed_norm_eps=True
+        ),
+        "fixed epsilon, closing norms, norm over all queries": dict(
+            norm_placement="closing", qk_norm="all", fixed_norm_eps=True
+        ),
+        "fixed epsilon, RMSNorm with bias after embedding": dict(
+            embed_norm=True, fixed_norm_eps=True, position="learned", use_bias=True
+        ),
         "gains stored as 1 + w, scaled embedding (Gemma)": dict(**_GEMMA, num_kv_heads=1),
         "sandwich norms, soft caps, windows (Gemma 2)": dict(
             **_GEMMA, **_SANDWICH, logit_softcap=5.0, window=(3, None)
