@@ -17,11 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.blueprints import inference, pytrees
+from growth.blueprints import fit, pytrees
+from growth.blueprints.inference import trials
+from growth.blueprints.inference.guessing import guesses
+from growth.blueprints.inference.listing import listing, reasons
 from growth.blueprints.notation import BlueprintError, Rule, parse
-from growth.blueprints.parameters import Parameter, dim_size, layers_of, misfits, siblings, size
+from growth.blueprints.parameters import Parameter, layers_of
 from growth.rules.axes import AXES
-from growth.types import ParamsLike
+from growth.types import Inputs, ParamsLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,32 +72,53 @@ class Blueprint:
 
     @classmethod
     def infer(
-        cls, tree: ParamsLike, architecture: Architecture, axes: ParamsLike = None
+        cls,
+        tree: ParamsLike,
+        architecture: Architecture,
+        axes: ParamsLike = None,
+        *,
+        apply: trials.Apply | None = None,
+        inputs: Inputs = None,
     ) -> "Blueprint":
         """Guesses the blueprint of a model.
 
-        Roles are guessed from names, axes from shapes or, where the model has them, taken from the
-        names of its axes. Guess at a size where all sizes differ, so that shapes tell them apart;
-        the blueprint holds for every size.
+        Names propose roles; shapes, places and how many there are of each must agree with the
+        architecture, or the role is open. Axes follow from shapes or, where the model has them,
+        from the names of its axes. Guess at a size where all sizes differ, so that shapes tell them
+        apart; the blueprint holds for every size.
+
+        With the model's function, readings are tried out: random parameters of these shapes are
+        grown a little along every axis, and what changes what the model computes is wrong. That
+        decides what is open, and catches what seemed sure.
 
         Args:
-          tree: parameters, or their shapes, as `jax.eval_shape` gives them.
+          tree: parameters, or their shapes, as `jax.eval_shape` gives them. What is no array, such
+            as None or a number, is passed over.
           architecture: the architecture that they belong to.
           axes: a tree of `PartitionSpec`s with the names of axes that growth knows, such as
             `nn.get_partition_spec` gives for a Linen model with logical axis names.
+          apply: (architecture, parameters, inputs) to an array, as for `growth.certify`: it makes
+            the model from the architecture, for it is run at several sizes.
+          inputs: what `apply` takes.
 
         Raises:
           BlueprintError: something is unmatched or ambiguous; the message is a listing to complete
-            and paste. Or what was guessed does not explain the tree.
+            and paste, with the reasons. Or what was guessed does not explain the tree, or, tried
+            out, changes what the model computes.
         """
-        found = inference.guesses(tree, architecture, axes)
+        found = guesses(tree, architecture, axes)
+        if apply is not None:
+            found = trials.judge()(tree, architecture, found, apply, inputs)
         if not all(guess.sure for guess in found):
+            why = f"\n{text}" if (text := reasons(found)) else ""
             raise BlueprintError(
-                "not all parameters can be guessed; complete this:\n" + inference.listing(found)
+                f"not all parameters can be guessed; complete this:\n{listing(found)}{why}"
             )
-        rules = tuple((guess.path, guess.roles[0], guess.readings[0]) for guess in found)
+        rules = tuple(
+            (guess.path, guess.readings[0].role, guess.readings[0].axes) for guess in found
+        )
         blueprint = cls(rules)
-        blueprint.check(tree, architecture)
+        blueprint.match(dict(item for guess in found for item in guess.kind.shapes), architecture)
         return blueprint
 
     def locate(self, paths: Iterable[str]) -> dict[str, tuple[Rule, dict[str, Any], str]]:
@@ -103,18 +127,9 @@ class Blueprint:
         Raises:
           BlueprintError: a path is matched by no rule, or by several.
         """
-        found, problems = {}, []
-        for path in paths:
-            matches = list(self._matches(path))
-            if len(matches) == 1:
-                found[path] = matches[0]
-            elif matches:
-                several = " and ".join(repr(rule.path) for rule, _, _ in matches)
-                problems.append(f"{path}: matched by {several}; one rule must match it")
-            else:
-                problems.append(f"{path}: matched by no rule")
-        _raise(problems)
-        return found
+        found = {path: list(self._matches(path)) for path in paths}
+        fit.refuse(list(fit.locations(found, self.rules)))
+        return {path: match for path, (match,) in found.items()}
 
     def parameters(self, tree: ParamsLike, architecture: Architecture) -> dict[str, Parameter]:
         """The parameters of a tree by path, checked against an architecture.
@@ -147,9 +162,9 @@ class Blueprint:
             parameter = Parameter(rule, tuple(indices.items()), prefix, layers)
             parameters[path] = parameter
             if (shape := shapes[path]) is not None:
-                problems += _shape_problems(parameter, shape, architecture)
-        problems += _missing(parameters.values(), architecture)
-        _raise(problems)
+                problems += fit.shape_problems(parameter, shape, architecture)
+        problems += fit.missing(parameters.values(), architecture)
+        fit.refuse(problems)
         return parameters
 
     def check(self, tree: ParamsLike, architecture: Architecture) -> None:
@@ -167,61 +182,3 @@ class Blueprint:
                 texts = match.groupdict()
                 prefix = texts.pop("prefix_") or ""
                 yield rule, {n: int(t) if n in AXES else t for n, t in texts.items()}, prefix
-
-
-def _shape_problems(
-    parameter: Parameter, shape: tuple[int, ...], architecture: Architecture
-) -> Iterator[str]:
-    rule, layers = parameter.rule, parameter.layers
-    if layers.stop > architecture.num_layers or (
-        "layers" in dict(parameter.indices) and not layers
-    ):
-        starts = ", ".join(str(first) for first, _ in architecture.layer_runs)
-        runs = f", and its runs of equal layers start at {starts}" if "layers" in rule.axes else ""
-        yield (
-            f"{parameter.path}: no layer has this index; the architecture has "
-            f"{architecture.num_layers} layers{runs}"
-        )
-        return
-    if problems := list(misfits(parameter, architecture)):
-        yield from problems
-        return
-    for axis, index in parameter.path_axes.items():
-        limit = architecture.num_layers if axis == "layers" else size(axis, architecture, layers)
-        if limit is not None and index >= limit:
-            yield f"{parameter.path}: {axis} is {index}, but the architecture has only {limit}"
-    if len(shape) != len(rule.dims):
-        yield (
-            f"{parameter.path}: shape {shape} has {len(shape)} dimensions, but the rule names "
-            f"{len(rule.dims)}: {_show(rule)}"
-        )
-        return
-    for dim, names in zip(shape, rule.dims, strict=True):
-        expected, open_end = dim_size(parameter, names, architecture)
-        if dim != expected and not (open_end and dim % expected == 0):
-            yield (
-                f"{parameter.path}: shape {shape} does not fit {_show(rule)}: "
-                f"({' '.join(names)}) is {expected} in the architecture, not {dim}"
-            )
-
-
-def _missing(parameters: Iterable[Parameter], architecture: Architecture) -> Iterator[str]:
-    """Arrays that the path's indices leave out: each index must run from 0 to its size."""
-    kinds: dict[Any, list[Parameter]] = {}
-    for parameter in parameters:
-        kinds.setdefault(parameter.kind, []).append(parameter)
-    for members in kinds.values():
-        present = {parameter.path for parameter in members}
-        for wanted in siblings(members[0], architecture):
-            if wanted.path not in present:
-                yield f"{wanted.path}: missing, though {members[0].path} is there"
-
-
-def _show(rule: Rule) -> str:
-    return repr(" ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in rule.dims))
-
-
-def _raise(problems: list[str]) -> None:
-    if problems:
-        shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
-        raise BlueprintError("the blueprint does not fit the tree:\n  " + "\n  ".join(shown))

@@ -1,5 +1,7 @@
 """Blueprints: the notation, what they find in a tree, and what they say when something is wrong."""
 
+import string
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,7 @@ def test_blueprints_are_values():
     ("tree", "message"),
     [
         (ups() | {"bias": np.zeros(3)}, "bias: matched by no rule"),
-        ({"layers_0": {"up": np.zeros((6, 7))}}, "layers_1/up: missing, though layers_0/up is the"),
+        ({"layers_0": {"up": np.zeros((6, 7))}}, "layer 0 has layers_{layers}/up, layer 1 has not"),
         (ups(3), "layers_2/up: no layer has this index; the architecture has 2 layers"),
         (ups(shape=(6, 7, 1)), r"layers_0/up: shape \(6, 7, 1\) has 3 dimensions, but the rule na"),
         (
@@ -81,9 +83,47 @@ def test_what_does_not_fit_is_said_by_path(tree, message):
 
 
 def test_all_that_does_not_fit_is_listed_up_to_twenty():
-    tree = {f"bias_{i}": np.zeros(3) for i in range(30)}
-    with pytest.raises(BlueprintError, match=r"bias_0: [\s\S]*bias_26: [\s\S]*\.\.\. and 10 more"):
+    tree = {f"{letter}_bias": np.zeros(3) for letter in string.ascii_letters[:30]}
+    with pytest.raises(BlueprintError, match=r"A_bias: [\s\S]*p_bias: [\s\S]*\.\.\. and 10 more"):
         Blueprint([UP]).check(tree, ARCHITECTURE)
+
+
+def test_what_no_rule_matches_is_said_once_with_the_nearest_rule_and_where_it_differs():
+    tree = {f"layers_{i}": {"upp": np.zeros((6, 7))} for i in range(12)}
+    with pytest.raises(BlueprintError) as error:
+        Blueprint([UP]).check(tree, ARCHITECTURE)
+    assert str(error.value).splitlines()[1:] == [
+        "  layers_0/upp: matched by no rule (nor 11 more of its kind); the nearest is "
+        "'layers_{layers}/up', which has 'up' for 'upp'"
+    ]
+
+
+def test_what_some_layers_have_is_one_sentence_and_its_way_out_works():
+    architecture = ARCHITECTURE.replace(num_layers=3, position="none")
+    rules = [UP, ("layers_{layers}/down", "mlp_out", "mlp embed")]
+    odd = ("layers_{layers}/q", "query", "embed (kv_heads group) qk")
+    tree = {
+        f"layers_{i}": {"up": np.ones((6, 7)), "down": np.ones((7, 6))}
+        | ({"q": np.ones((6, 4, 4))} if i == 2 else {"gate": np.ones((6, 9))})
+        for i in range(3)
+    }
+    gate = ("layers_{layers}/gate", "mlp_in", "embed gates")
+    with pytest.raises(BlueprintError) as error:
+        Blueprint([*rules, odd, gate]).check(tree, architecture)
+    (sentence,) = str(error.value).splitlines()[1:]
+    assert "layers 0 and 1 have layers_{layers}/gate, layer 2 has not" in sentence
+    assert "layer 2 has layers_{layers}/q, layers 0 and 1 have not" in sentence
+    each = [
+        (path.format(layers=i), *rest)
+        for i in range(3)
+        for path, *rest in ([odd] if i == 2 else [gate])
+    ]
+    plan = growth.grow_to(mlp_dim=9, embed_dim=8)(architecture)
+    grown = growth.expand(
+        tree, plan, key=networks.KEY, blueprint=Blueprint([*rules, *each]), init="copy"
+    )
+    assert grown["layers_2"]["q"].shape == (8, 4, 4)
+    assert grown["layers_1"]["gate"].shape == (8, 9)
 
 
 def test_several_rules_for_one_path_are_refused():
