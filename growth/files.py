@@ -94,12 +94,18 @@ def set_aside(path: Path, why: str) -> Path:
     Returns:
       Its path from then on.
     """
-    number = 1
-    while os.path.lexists(
-        aside := path.with_name(f"{path.name}.{why}" + (f".{number}" if number > 1 else ""))
-    ):
-        number += 1
-    return path.rename(aside)
+    return path.rename(_free_name(path, why))
+
+
+def copy_aside(path: Path, why: str) -> Path:
+    """Copies a file to a name that is free, such as `metrics.jsonl.damaged`.
+
+    Returns:
+      The path of the copy.
+    """
+    with path.open("rb") as file, _free_name(path, why).open("xb") as copy:
+        shutil.copyfileobj(file, copy)
+    return Path(copy.name)
 
 
 def require_space(output: Path, num_bytes: int) -> None:
@@ -203,6 +209,12 @@ def _abandoned_or_live(parent: Path) -> Iterator[tuple[Path, str | None]]:
                 directory.rmdir()  # it was killed before it had a mark; only if it holds nothing
         except OSError:
             continue  # of another user, or a mark that is no file
+
+
+def _free_name(path: Path, why: str) -> Path:
+    """A name beside a path that nothing has, not even a link to nothing."""
+    names = (f"{path.name}.{why}{number}" for number in ("", *(f".{n}" for n in range(2, 10**6))))
+    return next(p for p in map(path.with_name, names) if not os.path.lexists(p))
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -12,6 +12,6 @@ def run(flags: Train) -> int:
     """Runs the command."""
     config = config_files.load_config(flags.config)
     config_overrides.override(config, flags.overrides)
-    report = train(parse(config), flags.workdir)
+    report = train(parse(config), flags.workdir, resume_from=flags.resume_from)
     print(f"report: {report}", file=sys.stderr)
     return 0

@@ -39,6 +39,7 @@ from .report.preview import dry_run as dry_run
 from .run.restore import load_model as load_model
 from .run.restore import open_run as open_run
 from .run.stopping import DivergedError as DivergedError
+from .run.stopping import StoppedError as StoppedError
 from .schedule import ScheduleError as ScheduleError
 from .schedule import Stage as Stage
 from .schedule import stages as stages

@@ -4,12 +4,15 @@ A checkpoint is a folder that Orbax writes under another name and renames when a
 so that a run that is killed while it saves leaves no half of one. It says in JSON what it holds,
 the architecture above all: a reader learns that first, builds the abstract state from it, and then
 loads the arrays onto the devices it has, which need not be those that saved them.
+
+The JSON also holds a digest of each array and one of itself. They are compared whenever something
+is read: a folder that was damaged afterwards is told from a whole one, down to a single bit.
 """
 
 import dataclasses
-import functools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +22,20 @@ import grain
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from growth import files
 from growth.errors import InputError
+from growth.training.array_digests import array_digests, array_shapes
+from growth.training.damage import digest_of_json, is_of_the_machine
 
 Pytree = Any
 
-# The name of the arrays within a checkpoint.
+# The name of the arrays within a checkpoint, and that of the file in which Orbax keeps JSON.
 _STATE = "state"
+_METADATA = "_CHECKPOINT_METADATA"
+
+# What a checkpoint is called, and what Orbax calls one that it has not finished.
+_STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
+_UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp")
 
 # How many leaves an error lists before it only counts them.
 _LISTED = 8
@@ -32,6 +43,10 @@ _LISTED = 8
 
 class CheckpointError(InputError):
     """There is no such checkpoint, or it does not fit; the message says which leaf and how."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint holds something else than what was saved; the message says what."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Checkpoints:
 
     Args:
       directory: the folder that holds them, on a file system; it is created by the first save.
-      keep_last: how many of the newest checkpoints to keep; at least 1.
+      keep_last: how many of the newest checkpoints `prune` keeps; at least 1.
       keep_steps: steps whose checkpoints are kept for good, such as the ends of stages.
 
     Raises:
@@ -68,7 +83,7 @@ class Checkpoints:
       (2, 3, 4)
 
     References:
-      The documentation of Orbax on `Checkpointer`.
+      The documentation of Orbax on `save_checkpointables_async`.
     """
 
     def __init__(
@@ -78,32 +93,36 @@ class Checkpoints:
             raise CheckpointError(f"keep_last is {keep_last}, but it must be at least 1")
         self._directory = Path(directory).expanduser().absolute()
         self._keep_last = keep_last
-        self._keep_steps = tuple(keep_steps)
+        self._keep_steps = frozenset(keep_steps)
+        self._writing: _Writing | None = None
+        self._has_written = False
 
-    @functools.cached_property
-    def _writer(self) -> ocp.training.Checkpointer:
-        policies = ocp.training.preservation_policies
-        return ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(self._keep_last), policies.CustomSteps(self._keep_steps)]
-            ),
-            cleanup_tmp_directories=True,
-        )
+    def folders(self) -> tuple[int, ...]:
+        """The steps that something is named after, whole or not, ascending."""
+        self.wait()
+        try:
+            names = os.listdir(self._directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return tuple(sorted(int(name) for name in names if _STEP.fullmatch(name)))
 
     def steps(self) -> tuple[int, ...]:
-        """The steps of all complete checkpoints, ascending; waits for one that is being written."""
-        self.wait()
-        found = ocp.path.step.standard_name_format().find_all(self._directory)
-        # One without a time of commit is what is left where a run was killed while it deleted.
-        return tuple(sorted(c.step for c in found if c.commit_timestamp_nsecs is not None))
+        """The steps of all checkpoints whose metadata is whole, ascending; reads no arrays."""
+        found = []
+        for step in self.folders():
+            try:
+                self._about(step)
+            except DamagedError:
+                continue
+            found.append(step)
+        return tuple(found)
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none."""
+        """The newest of `steps()`; None if there is none."""
         return max(self.steps(), default=None)
 
     def newest_step(self) -> int:
-        """The step of the newest complete checkpoint.
+        """The newest of `steps()`.
 
         Raises:
           CheckpointError: there is none.
@@ -117,13 +136,13 @@ class Checkpoints:
         """What `save` was given as metadata at `step`. Reads no arrays.
 
         Raises:
-          CheckpointError: there is no complete checkpoint at `step`.
+          CheckpointError: there is no checkpoint at `step`, or what it says of itself is damaged.
         """
-        return self._read(step).custom_metadata["metadata"]
+        return self._read(step)["metadata"]
 
     def place(self, step: int) -> "Place":
         """The place in the data that was saved at `step`, as what `save` takes."""
-        return Place(self._read(step).custom_metadata["iterator"])
+        return Place(self._read(step)["iterator"])
 
     def save(
         self,
@@ -136,7 +155,8 @@ class Checkpoints:
 
         The state may be deleted or donated and the iterator advanced as soon as this returns. Waits
         for the checkpoint before it, if that is still being written. Does nothing if there is a
-        checkpoint at `step` already. All processes must call it.
+        checkpoint at `step` already; what has its name and is damaged is set aside. All processes
+        must call it.
 
         Args:
           step: optimizer steps taken.
@@ -147,18 +167,55 @@ class Checkpoints:
 
         Raises:
           CheckpointError: `metadata` is not JSON.
+          InputError: the disk is full, or was for the checkpoint before this one.
           Exception: the checkpoint before this one could not be written.
         """
-        about = {"metadata": dict(metadata), "iterator": iterator.get_state()}
+        about: dict[str, Any] = {"metadata": dict(metadata), "iterator": iterator.get_state()}
+        about["step"] = step
         try:
             json.dumps(about)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"metadata must be JSON: {error}") from error
-        if step not in self.steps():
-            # `force`: whether to save is for the caller to say, not for a policy of Orbax.
-            self._writer.save_checkpointables_async(
-                step, {_STATE: state}, force=True, custom_metadata=about
-            )
+        if step in self.folders():
+            if step in self.steps():
+                return
+            self.set_aside(step, "damaged")
+        if not self._has_written:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            self._has_written = True
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        path = self._directory / str(step)
+        files.require_space(path, num_bytes)
+        about["shapes"], about["digests"] = array_shapes(state), array_digests(state)
+        response = ocp.save_checkpointables_async(
+            path, {_STATE: state}, custom_metadata={**about, "digest": digest_of_json(about)}
+        )
+        self._writing = _Writing(path, num_bytes, response)
+
+    def prune(self) -> None:
+        """Removes all checkpoints but the newest and those that are kept for good.
+
+        What is not a whole checkpoint of a run stays, and so does what is a symbolic link.
+        """
+        steps = self.steps()
+        for step in steps[: -self._keep_last]:
+            if step not in self._keep_steps and jax.process_index() == 0:
+                files.remove(self._directory / str(step))
+
+    def set_aside(self, step: int, why: str) -> Path:
+        """Renames a checkpoint, so that it is none any more but can be looked at.
+
+        Args:
+          step: which one.
+          why: what is wrong with it, in a word, which becomes part of the name.
+
+        Returns:
+          Its new path.
+        """
+        self.wait()
+        path = self._directory / str(step)
+        return files.set_aside(path, why) if jax.process_index() == 0 else path
 
     def restore(
         self, step: int, abstract_state: Pytree, iterator: grain.DatasetIterator | None = None
@@ -174,11 +231,12 @@ class Checkpoints:
           The state, with the structure, shapes, dtypes and shardings of `abstract_state`.
 
         Raises:
-          CheckpointError: there is no complete checkpoint at `step`, or it does not fit
-            `abstract_state`; the message lists the leaves that differ.
+          CheckpointError: there is no checkpoint at `step`, or it does not fit `abstract_state`;
+            the message lists the leaves that differ.
+          DamagedError: what is on the disk is not what was saved.
         """
-        saved = self._read(step)
-        differences = _differences(saved.metadata[_STATE], abstract_state)
+        about = self._read(step)
+        differences = _differences(about["shapes"], array_shapes(abstract_state))
         if differences:
             more = len(differences) - _LISTED
             lines = differences[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
@@ -186,29 +244,42 @@ class Checkpoints:
                 f"the checkpoint at step {step} in {self._directory} does not fit the state that "
                 "it should fill:\n  " + "\n  ".join(lines)
             )
-        loaded = ocp.load_checkpointables(saved.path, {_STATE: abstract_state})
+        try:
+            path = self._directory / str(step)
+            loaded = ocp.load_checkpointables(path, {_STATE: abstract_state})[_STATE]
+        except Exception as error:
+            if is_of_the_machine(error):
+                raise
+            raise self._damaged(step, "its arrays cannot be read") from error
+        digests = array_digests(loaded)
+        wrong = [path for path, digest in about["digests"].items() if digests[path] != digest]
+        if wrong:
+            others = f" and {len(wrong) - 1} more arrays are" if len(wrong) > 1 else " is"
+            raise self._damaged(step, f"{wrong[0]}{others} not what was saved")
         if iterator is not None:
-            iterator.set_state(saved.custom_metadata["iterator"])
-        return loaded[_STATE]
-
-    def _read(self, step: int) -> ocp.CheckpointMetadata[dict[str, Any]]:
-        steps = self.steps()
-        if step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise CheckpointError(
-                f"there is no checkpoint at step {step} in {self._directory}; there are: {there}"
-            )
-        return ocp.checkpointables_metadata(self._directory / str(step))
+            iterator.set_state(about["iterator"])
+        return loaded
 
     def wait(self) -> None:
-        """Returns when everything is written. Raises whatever kept it from being written."""
-        if "_writer" in self.__dict__:
-            self._writer.wait()
+        """Returns when everything is written.
+
+        Raises:
+          InputError: the disk is full.
+          Exception: whatever else kept it from being written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            try:
+                writing.response.result()
+            except Exception as error:
+                if files.is_full(error):
+                    self._remove_unfinished()
+                    raise files.full_disk(writing.path, writing.num_bytes) from error
+                raise
 
     def close(self) -> None:
-        """Waits, and releases the threads that write."""
-        if "_writer" in self.__dict__:
-            self.__dict__.pop("_writer").close()
+        """Waits until everything is written."""
+        self.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -221,28 +292,59 @@ class Checkpoints:
     ) -> None:
         self.close()
 
+    def _read(self, step: int) -> dict[str, Any]:
+        """What the checkpoint at `step` says of itself."""
+        if step not in self.folders():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(
+                f"there is no checkpoint at step {step} in {self._directory}; there are: {there}"
+            )
+        return self._about(step)
 
-def _differences(saved: Pytree, expected: Pytree) -> list[str]:
+    def _about(self, step: int) -> dict[str, Any]:
+        path = self._directory / str(step) / _METADATA
+        try:
+            about = json.loads(path.read_bytes())["custom_metadata"]
+            digest = about.pop("digest")
+        except OSError as error:
+            if is_of_the_machine(error):
+                raise
+            raise self._damaged(step, f"{_METADATA} cannot be read") from error
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged(step, f"{_METADATA} is not what was saved") from error
+        if digest != digest_of_json(about) or about["step"] != step:
+            raise self._damaged(step, f"{_METADATA} is not what was saved")
+        return about
+
+    def _damaged(self, step: int, what: str) -> DamagedError:
+        return DamagedError(
+            f"the checkpoint at step {step} in {self._directory} is damaged: {what}"
+        )
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a run left that was killed, or whose disk was full, while it saved.
+
+        It can only be ours: the name is one that Orbax gives, within the folder of checkpoints.
+        """
+        for path in self._directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name) and jax.process_index() == 0 and path.is_dir():
+                files.remove(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writing:
+    """A checkpoint that is being written."""
+
+    path: Path
+    num_bytes: int
+    response: Any
+
+
+def _differences(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """One line for each leaf whose shape or dtype differs, or that only one of two trees has."""
-    there, wanted = _leaves(saved), _leaves(expected)
     return [
         f"{path}: {there.get(path, 'nothing')} in the checkpoint, "
         f"but {wanted.get(path, 'nothing')} is expected"
         for path in dict.fromkeys((*wanted, *there))
         if there.get(path) != wanted.get(path)
     ]
-
-
-def _leaves(tree: Pytree) -> dict[str, str]:
-    """The path of each leaf, and its dtype and shape."""
-
-    def describe(leaf: Any) -> str:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)  # what is written
-        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf)
-        for path, leaf in leaves
-    }

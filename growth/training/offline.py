@@ -190,6 +190,7 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike[str], *, seed:
     with Checkpoints(expansion.source / "checkpoints") as checkpoints:
         state, mesh = load_state(checkpoints, stage.start, config, plan.source)
         place = checkpoints.place(stage.start)
+        data = load_metadata(checkpoints, stage.start).data
     began = time.perf_counter()
     tx = make_optimizer(config)
     grown = jax.block_until_ready(grow_state(state, stage, tx, config.param_dtype, mesh, seed))
@@ -199,7 +200,7 @@ def expand_run(expansion: RunExpansion, output: str | os.PathLike[str], *, seed:
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(grown))
     with atomic_directory(output, num_bytes) as directory:
         with Checkpoints(directory / "checkpoints") as checkpoints:
-            save_state(checkpoints, config, stage, grown, place)
+            save_state(checkpoints, config, stage, grown, place, data)
         write_config(config, directory)
         text = _CONFIG.format(
             source=expansion.source,

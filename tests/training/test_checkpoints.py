@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from growth.architecture import Architecture
-from growth.training.checkpoints import CheckpointError, Checkpoints
+from growth.training.checkpoints import CheckpointError, Checkpoints, DamagedError
 from growth.training.data.batches import train_iterator
 from growth.training.data.text import Windows
 
@@ -157,10 +157,13 @@ def test_the_newest_and_the_chosen_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep_last=2, keep_steps=(1, 3)) as checkpoints:
         for step in range(5):
             checkpoints.save(step, state, iterator, {})
+        checkpoints.prune()
         assert checkpoints.steps() == (1, 3, 4)
     with Checkpoints(tmp_path, keep_last=2, keep_steps=(1, 3)) as checkpoints:
         for step in range(5, 8):
             checkpoints.save(step, state, iterator, {})
+        assert checkpoints.steps() == (1, 3, 4, 5, 6, 7)
+        checkpoints.prune()
         assert checkpoints.steps() == (1, 3, 6, 7)
         assert checkpoints.latest_step() == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "6", "7"]
@@ -252,6 +255,8 @@ checkpoints.save(1, {"w": jnp.ones(2)}, iterator, {})
 checkpoints.wait()
 large = jnp.asarray(np.random.default_rng(0).normal(size=(64, 1 << 18)))
 checkpoints.save(2, {"w": large}, iterator, {})
+while len(os.listdir(sys.argv[1])) < 2:
+    pass
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -275,18 +280,27 @@ def test_a_run_that_is_killed_while_it_saves(tmp_path):
         assert_same(checkpoints.restore(2, abstract(state)), state)
 
 
-def test_what_was_being_deleted_does_not_count(tmp_path):
-    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
-        for step in (1, 2):
+def test_only_whole_checkpoints_are_removed(tmp_path):
+    """Not what is damaged, what only has such a name, or what a link leads to."""
+    with Checkpoints(tmp_path / "run", keep_last=1) as checkpoints:
+        for step in (1, 2, 3, 4):
             checkpoints.save(step, new_state(), new_iterator(), METADATA)
-    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
-    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
-        assert checkpoints.steps() == (2,)
-        with pytest.raises(CheckpointError, match=r"no checkpoint at step 1 .* there are: 2"):
+    (tmp_path / "run" / "1" / "_CHECKPOINT_METADATA").unlink()
+    (tmp_path / "run" / "2").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "0").mkdir()
+    (tmp_path / "run" / "0" / "notes").write_text("precious")
+    with Checkpoints(tmp_path / "run", keep_last=1) as checkpoints:
+        assert checkpoints.steps() == (2, 3, 4)
+        assert checkpoints.folders() == (0, 1, 2, 3, 4)
+        with pytest.raises(DamagedError, match=r"at step 1 .* _CHECKPOINT_METADATA cannot be read"):
             checkpoints.metadata(1)
-        checkpoints.save(3, new_state(), new_iterator(), METADATA)
-        assert checkpoints.steps() == (2, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+        checkpoints.prune()
+        assert checkpoints.folders() == (0, 1, 2, 4)
+        checkpoints.save(1, new_state(), new_iterator(), METADATA)
+        assert checkpoints.steps() == (1, 2, 4)
+    assert (tmp_path / "run" / "1.damaged" / "state").is_dir()
+    assert (tmp_path / "elsewhere" / "state").is_dir()
 
 
 EIGHT_DEVICES = """

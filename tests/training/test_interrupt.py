@@ -8,7 +8,7 @@ import pytest
 from growth.training.run.stopping import stop_request
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_a_request(number):
     before = signal.getsignal(number)
     with stop_request() as stop:

@@ -1,7 +1,6 @@
 """A run from end to end: it grows, loses nothing, may stop anywhere, and says when it fails."""
 
 import json
-import re
 import shutil
 
 import numpy as np
@@ -15,7 +14,9 @@ from growth.training.data.dataset import load_dataset
 from growth.training.loop import train, train_stage
 from growth.training.mesh import make_mesh
 from growth.training.optimization import make_optimizer
+from growth.training.run.divergence import Judge
 from growth.training.run.restore import load_model, open_run
+from growth.training.run.stopping import STOPPED
 from growth.training.state import restorable_state
 from tests.helpers import networks, runs
 
@@ -178,7 +179,7 @@ def test_ctrl_c_stops_a_run_in_good_order(uninterrupted, files, tmp_path):
         config_file.write_text(INTERRUPTED.format(number=step - before, files=files))
         process = runs.start("train", f"--config={config_file}", f"--workdir={workdir}")
         output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
+        assert process.returncode == STOPPED == 4, output
         assert f"stopped after step {step}; the same command goes on" in output
         assert runs.steps(workdir)[-1] == step
         assert [r["step"] for r in runs.records(workdir, "train")] == list(range(1, step + 1))
@@ -206,20 +207,33 @@ def test_a_run_stops_at_no_step_that_it_has_not_saved(uninterrupted, config, tmp
     assert runs.steps(tmp_path / "other")[-1] == 16
 
 
-def test_a_run_that_diverges_stops(uninterrupted, config, tmp_path, capsys):
-    """The message does not name the checkpoint that already holds what went wrong."""
+@pytest.mark.parametrize(("rate", "judged"), [(1e4, True), (1e30, False)])
+def test_what_diverges_does_not_take_the_place_of_the_good(
+    rate, judged, uninterrupted, config, tmp_path, capsys, monkeypatch
+):
+    """An update is looked at before it is saved; what was saved all the same makes way."""
     killed_after(25, uninterrupted, tmp_path / "run")
-    config.optimizer.learning_rate = 1e30
-    config.checkpoint_every = 1
-    with pytest.raises(SystemExit) as exit, errors.reported():
-        train(parse(config), tmp_path / "run")
-    assert exit.value.code == 3
-    message = capsys.readouterr().err
-    assert re.search(r"the \w+ of step 27 is (nan|inf), in stage 2 of 3", message)
-    assert "last good checkpoint: step 25" in message
-    assert runs.steps(tmp_path / "run")[-1] == 26
-    assert [r["step"] for r in runs.records(tmp_path / "run", "train")] == list(range(1, 27))
+    if not judged:
+        monkeypatch.setattr(Judge, "require_good", lambda *arguments: None)
+    config.optimizer.learning_rate, good_rate = rate, config.optimizer.learning_rate
+    config.checkpoint_every = config.checkpoints_kept = 1
+    for _ in range(2):  # the second time it goes on from the same checkpoint
+        with pytest.raises(SystemExit) as exit, errors.reported():
+            train(parse(config), tmp_path / "run")
+        assert exit.value.code == 3
+        message = capsys.readouterr().err
+        assert ("after step 26" if judged else "of step 27 is") in message
+        assert "last good checkpoint: step 25" in message
+        assert runs.steps(tmp_path / "run")[-1] == 25
+    aside = {path.name for path in (tmp_path / "run" / "checkpoints").glob("26*")}
+    assert aside == (set() if judged else {"26.diverged", "26.diverged.2"})
     assert "step 26 of 60" in (tmp_path / "run" / "report.html").read_text()
+    if judged:
+        return
+    config.optimizer.learning_rate = good_rate
+    config.checkpoint_every, config.checkpoints_kept = 5, 100
+    train(parse(config), tmp_path / "run")
+    runs.assert_same_arrays(runs.arrays(tmp_path / "run", 60), runs.arrays(uninterrupted, 60))
 
 
 def test_every_growth_is_certified_where_the_config_says_so(config, tmp_path):

@@ -19,6 +19,7 @@ from growth.training.report.metrics import (
     MetricsError,
     MetricsWriter,
     damaged_lines,
+    keep_old_metrics,
     read_metrics,
 )
 from growth.training.report.trackers import TrackerError
@@ -170,6 +171,27 @@ def test_a_damaged_line_in_the_middle_is_left_out_and_named(tmp_path, damage):
     assert damaged_lines(path) == (2,)
     MetricsWriter(tmp_path, 3).close()
     assert path.read_bytes() == b"".join(lines)
+
+
+def test_records_that_are_left_out_for_good_are_kept_and_that_is_said(tmp_path):
+    assert keep_old_metrics(tmp_path, None, goes_back=False) == []
+    (note,) = keep_old_metrics(tmp_path, 2, goes_back=False)
+    assert note == "metrics.jsonl is gone: the report begins at step 2"
+    write_run(tmp_path, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for step, goes_back, name in ((None, False, "earlier"), (2, True, "undone")):
+        (note,) = keep_old_metrics(tmp_path, step, goes_back=goes_back)
+        assert note.endswith(f"they are left out, and kept in metrics.jsonl.{name}")
+        assert (tmp_path / f"metrics.jsonl.{name}").read_bytes() == before
+
+    damaged = before + b"7\n"
+    (tmp_path / "metrics.jsonl").write_bytes(damaged)
+    (note,) = keep_old_metrics(tmp_path, 3, goes_back=False)
+    lines = len(damaged.splitlines())
+    assert f"has lines that are not records ({lines}): they are left out" in note
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == damaged
+    MetricsWriter(tmp_path, 3).close()
+    assert keep_old_metrics(tmp_path, 3, goes_back=False) == []
 
 
 @pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 6, 8])

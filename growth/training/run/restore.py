@@ -22,17 +22,18 @@ from growth.training.checkpoints import Checkpoints, Place
 from growth.training.config import TrainConfig, parse
 from growth.training.config_sections import ConfigError, MeshConfig
 from growth.training.data.batches import Batch, Examples, eval_batches, train_iterator
-from growth.training.data.dataset import Dataset, load_dataset
+from growth.training.data.dataset import Dataset, load_dataset, require_batch
 from growth.training.formatting import format_count
 from growth.training.optimization import make_optimizer
-from growth.training.report.metrics import MetricsWriter
+from growth.training.report.metrics import MetricsWriter, keep_old_metrics, require_wandb
 from growth.training.report.progress import Progress
+from growth.training.run.logging import log_start
+from growth.training.run.resuming import resume
 from growth.training.run.run import Run
 from growth.training.run.stopping import stop_request
 from growth.training.schedule import Stage, flops_spent
 from growth.training.state import (
     TrainState,
-    differing,
     init_state,
     make_model,
     restorable_state,
@@ -49,11 +50,13 @@ class CheckpointMetadata:
       config: the run that it belongs to.
       stage: the index of the stage that the state is in.
       architecture: that of the stage.
+      data: the digest of the data that it was trained on.
     """
 
     config: TrainConfig
     stage: int
     architecture: Architecture
+    data: str
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold; `load_metadata` reads them."""
@@ -61,15 +64,24 @@ class CheckpointMetadata:
             "architecture": self.architecture.to_dict(),
             "stage": self.stage,
             "config": self.config.to_dict(),
+            "data": self.data,
         }
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, TrainState]]:
+def open_run(
+    config: TrainConfig, workdir: Path, resume_from: int | None = None
+) -> Iterator[tuple[Run, Stage, TrainState]]:
     """Starts a run, or resumes the one in `workdir`.
 
     Whatever can be wrong is found before anything is written. Gives the run, the stage it is in and
     the training state. At the very end of a stage that is the stage, not yet the next one.
+
+    Args:
+      config: the run.
+      workdir: its directory.
+      resume_from: the step of the checkpoint to go on from, instead of the newest that is whole.
+        Newer ones are renamed.
 
     Raises:
       ConfigError, DataError, MeshError, CheckpointError: the run cannot start.
@@ -87,8 +99,10 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
       The documentation of Orbax on checkpoints, and that of Grain on iterators that are saved.
     """
     stages = config.stages
+    require_wandb(config.wandb_project)
     mesh = meshes.make_mesh(config.mesh, config.batch_size)
     data = load_dataset(config.data, config.architecture)
+    require_batch(data, config.batch_size)
     if config.samples.prompts and data.tokenizer is None:
         raise ConfigError("samples.prompts are texts, but the model sees images: it must be empty")
     tx = make_optimizer(config)
@@ -105,35 +119,40 @@ def open_run(config: TrainConfig, workdir: Path) -> Iterator[tuple[Run, Stage, T
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    step = checkpoints.latest_step()
-    if step is None:
+    found = resume(config, workdir, checkpoints, tx, mesh, batches, data.digest, resume_from)
+    if found is None:
         stage = stages[0]
         key = jax.random.key(config.seed)
         state = init_state(stage.architecture, tx, config.param_dtype, mesh, key)
         if config.initialize_from:
             state = with_pretrained_parameters(state, config)
     else:
-        stage = _stage_of(checkpoints.metadata(step), stages, step, workdir)
-        target = restorable_state(stage.architecture, tx, config.param_dtype, mesh)
-        state = checkpoints.restore(step, target, batches)
+        stage, state = found.stage, found.state
 
     first = jax.process_index() == 0
     logs = workdir if first else workdir / f"process_{jax.process_index()}"
     total = flops_spent(stages, config.num_steps, config.tokens_per_step)
     progress = Progress(config.num_steps, total, len(stages), console=Console(quiet=not first))
-    with (
-        checkpoints,
-        MetricsWriter(logs, step, stage.index, wandb_project=config.wandb_project) as metrics,
-        progress,
-        stop_request() as stop,
-    ):
+    step = None if found is None else found.step
+    with stop_request() as stop, checkpoints, contextlib.ExitStack() as stack:
+        notes = [] if found is None else found.set_newer_aside(checkpoints)
+        notes += keep_old_metrics(logs, step, goes_back=found is not None and bool(found.undone))
+        metrics = stack.enter_context(
+            MetricsWriter(logs, step, stage.index, wandb_project=config.wandb_project)
+        )
+        stack.enter_context(progress)
         write_config(config, logs)
+        for note in notes:
+            progress.note(note)
+        if found is not None and found.changes:
+            progress.note(f"changed from step {step:,} on: {', '.join(found.changes)}")
         progress.note(_greeting(data, mesh, stages, step))
+        log_start(metrics, config, stage, step or 0, data.about)
         eval_set = _fixed_batches(config, data.validation, config.eval_batches, mesh)
         probe = jax.tree.map(lambda batch: batch[0], _fixed_batches(config, data.train, 1, mesh))
         run = Run(
-            config, workdir, stages, mesh, tx, data.tokenizer, batches, eval_set, probe,
-            checkpoints, metrics, progress, stop,
+            config, workdir, stages, mesh, tx, data.tokenizer, data.digest, batches, eval_set,
+            probe, checkpoints, metrics, progress, stop,
         )  # fmt: skip
         yield run, stage, state
 
@@ -149,6 +168,7 @@ def save_state(
     stage: Stage,
     state: TrainState,
     batches: grain.DatasetIterator | Place,
+    data: str,
 ) -> None:
     """Saves a state, with all that is needed to load it again.
 
@@ -158,8 +178,9 @@ def save_state(
       stage: the stage that the state is in.
       state: the state.
       batches: the training data, or the place in it.
+      data: the digest of the data.
     """
-    about = CheckpointMetadata(config, stage.index, stage.architecture)
+    about = CheckpointMetadata(config, stage.index, stage.architecture, data)
     checkpoints.save(int(state.step), state, batches, about.to_dict())
 
 
@@ -171,7 +192,7 @@ def load_metadata(checkpoints: Checkpoints, step: int) -> CheckpointMetadata:
     """
     about = checkpoints.metadata(step)
     architecture = Architecture.from_dict(about["architecture"])
-    return CheckpointMetadata(parse(about["config"]), about["stage"], architecture)
+    return CheckpointMetadata(parse(about["config"]), about["stage"], architecture, about["data"])
 
 
 def load_state(
@@ -219,24 +240,6 @@ def load_model(
         saved = load_metadata(checkpoints, step)
         state, _ = load_state(checkpoints, step, saved.config, saved.architecture)
     return make_model(saved.config, saved.architecture), state.params, saved.config
-
-
-def _stage_of(about: dict[str, Any], stages: Sequence[Stage], step: int, workdir: Path) -> Stage:
-    """The stage that a checkpoint was saved in, once it is sure that it belongs to this run.
-
-    At the very end of a stage that is the stage, not yet the next one; but what was grown between
-    runs is saved at the very start of one.
-    """
-    saved = Architecture.from_dict(about["architecture"])
-    around = [stage for stage in stages if stage.start <= step <= stage.stop] or [stages[-1]]
-    for stage in around:
-        if stage.architecture == saved:
-            return stage
-    raise ConfigError(
-        f"workdir {workdir} belongs to another architecture: at step {step} it has "
-        f"{differing(saved, around[0].architecture)}. Give the config that it was begun with, or "
-        f"another workdir"
-    )
 
 
 def _fixed_batches(config: TrainConfig, examples: Examples, number: int, mesh: Mesh) -> Batch:

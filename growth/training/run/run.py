@@ -37,6 +37,7 @@ class Run:
       mesh: the devices.
       tx: the optimizer of all stages.
       tokenizer: what tokens mean; None for images.
+      data: the digest of the data.
       batches: the training data.
       eval_set: the batches of an evaluation, [num_batches, batch, ...].
       probe: a fixed batch of the training side, for what growth takes the gradient of.
@@ -50,6 +51,7 @@ class Run:
     mesh: Mesh
     tx: optax.GradientTransformation
     tokenizer: Tokenizer | None
+    data: str
     batches: grain.DatasetIterator
     eval_set: Batch
     probe: Batch
