@@ -216,6 +216,8 @@ class Export:
       step: Which checkpoint; the newest if not given.
       dtype: Of the tensors; as the run's parameters if not given.
       max_shard_size: How large a file may be.
+      ignore_config_keys: Keys of the config.json of --like that growth does not read, and that
+        change nothing that the model computes: key,key.
     """
 
     workdir: str
@@ -225,6 +227,7 @@ class Export:
     step: int | None = None
     dtype: Dtype | None = None
     max_shard_size: str = "5GB"
+    ignore_config_keys: str | None = None
 
 
 def _indices(text: str) -> tuple[int, ...]:
