@@ -16,6 +16,7 @@ def run(flags: Export) -> int:
         family=flags.family,
         dtype=flags.dtype,
         max_shard_size=flags.max_shard_size,
+        ignore_config_keys=(flags.ignore_config_keys or "").split(","),
     )
     print(f"written: {flags.output}")
     return 0

@@ -109,10 +109,17 @@ def _why_without_folder(path: Path, within: str, grown: Collection[str]) -> str:
 
 def summary(files: Iterable[FileFate]) -> dict[str, str]:
     """The files by what becomes of them, as text; a fate that none has is not there."""
-    named: dict[str, list[str]] = {"grown": [], "carried": [], "left out": []}
+    named: dict[str, dict[str, list[str]]] = {"grown": {}, "carried": {}, "left out": {}}
     for file in files:
-        named[file.fate].append(str(file))
-    return {fate: ", ".join(names) for fate, names in named.items() if names}
+        row = re.sub(r"-\d+-of-(\d+\.)", r"-N-of-\1", file.path)
+        named[file.fate].setdefault(row, []).append(str(file))
+    return {
+        fate: ", ".join(
+            held[0] if len(held) == 1 else f"{held[0]} to {held[-1]}" for held in rows.values()
+        )
+        for fate, rows in named.items()
+        if rows
+    }
 
 
 def check_adapter(directory: Path, files: Iterable[FileFate]) -> None:

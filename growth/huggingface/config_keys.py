@@ -215,7 +215,8 @@ def check_known(
         names = ",".join(others)
         raise FamilyError(
             f"config.json says {said}, which growth does not read for a {model_type}: it may "
-            f"change what the model computes. If it does not: --ignore_config_keys={names}"
+            f"change what the model computes. If it does not, remove it from a copy of the folder, "
+            f"or give --ignore_config_keys={names}"
         )
 
 

@@ -166,6 +166,12 @@ def new_config(architecture: Architecture, family: Family, besides: Config) -> d
     return config
 
 
+def with_dtype(config: Config, dtype: str) -> dict[str, Any]:
+    """A config that says a dtype of its tensors, under all names that it has for it."""
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    return {**config, **dict.fromkeys(names, dtype)}
+
+
 def _sizes(config: Config, family: Family) -> dict[str, Any]:
     names = family.config_names
     sizes: dict[str, Any] = {field: config.get(name) for field, name in names.items()}

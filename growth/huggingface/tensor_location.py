@@ -92,10 +92,13 @@ def _locate_by_index(directory: Path, index: str) -> LocatedTensors:
     tensors: dict[str, StoredTensor] = {}
     notes = []
     for file in files:
-        for name in sorted(held[file].keys() & tensors.keys()):
+        twice = sorted(held[file].keys() & tensors.keys())
+        if twice:
+            other = tensors[twice[0]].path.name
+            more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
             notes.append(
-                f"{tensors[name].path.name} and {file} both hold {name}: that of {file} is read, "
-                f"as transformers reads it"
+                f"{other} and {file} both hold {twice[0]}{more}: what {file} holds is read, as "
+                f"transformers reads it"
             )
         tensors |= held[file]
     return LocatedTensors(tensors, (index, *files), tuple(notes))

@@ -10,6 +10,7 @@ import safetensors.numpy
 import torch
 
 from growth import huggingface
+from growth.cli.main import main
 from growth.errors import InputError
 from growth.huggingface import expand_checkpoint, plan_expansion
 from growth.models import apply
@@ -88,7 +89,7 @@ def test_of_two_copies_in_several_files_the_last_is_read(which, folder):
     with_tensors(directory, lambda tensors: {**tensors, name: stale}, file)
     is_read_as_transformers_reads_it(directory)
     (note,) = plan_expansion(directory, mlp_dim=30).source.notes
-    assert re.search(rf"both hold {name}: that of .* is read, as transformers reads it", note)
+    assert re.search(rf"both hold {name}: what .* holds is read, as transformers reads it", note)
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "a/../../x", "", 3, None])
@@ -189,14 +190,46 @@ def test_of_every_file_is_said_what_becomes_of_it(folder):
     gone = {*left_out, *folders, "nowhere", "round/"}
     assert {name for name, file in fates.items() if file.fate == "left out"} == gone
     card = (directory.parent / "grown" / "README.md").read_text()
+    shards = sorted(name for name in fates if name.startswith("model-"))
+    assert len(shards) > 3
+    assert f"{shards[0]} to {shards[-1]}" in card
     for name, file in fates.items():
-        assert name in card
+        assert name in card or name in shards
         assert bool(file.reason) == (file.fate == "left out")
         if file.fate == "left out" and name != "README.md":
             assert not (directory.parent / "grown" / name).exists()
     # Nothing is left of which nothing is said.
     there = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     assert all(name in fates or name.startswith(tuple(folders)) for name in there)
+
+
+def test_the_commands_say_what_becomes_of_files_and_keys(folder, capsys):
+    directory = folder()
+    (directory / "optimizer.pt").write_text("")
+    (directory / "tokenizer.json").write_text("{}")
+    edit(directory, mup_scale=3, rope_scaling={"type": "linear", "factor": 2.0, "own": 1})
+    plan = ["plan", f"--source={directory}", "--mlp_dim=30"]
+    with pytest.raises(SystemExit):
+        main(plan)
+    assert "config.json says mup_scale 3, which growth does not" in capsys.readouterr().err
+    assert main([*plan, "--ignore_config_keys=mup_scale,rope_scaling.own"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "grown: config.json, model.safetensors" in said
+    assert "carried: generation_config.json, tokenizer.json" in said
+    assert "left out: optimizer.pt (the state of a training run of the smaller model)" in said
+
+
+@pytest.mark.parametrize("names", [["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"], []])
+def test_a_dtype_is_written_under_all_its_names(names, folder):
+    directory = folder()
+    fields = json.loads((directory / "config.json").read_text())
+    del fields["dtype"]
+    given = {**fields, **dict.fromkeys(names, "float32")}
+    (directory / "config.json").write_text(json.dumps(given))
+    config = plan_expansion(directory, mlp_dim=30, dtype="bfloat16").config
+    assert {key: config.get(key) for key in names or ["dtype"]} == dict.fromkeys(
+        names or ["dtype"], "bfloat16"
+    )
 
 
 def test_a_model_beside_an_adapter_of_it(folder):

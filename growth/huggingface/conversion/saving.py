@@ -13,7 +13,13 @@ from growth.huggingface.checkpoint import open_checkpoint
 from growth.huggingface.checkpoint_files import parse_bytes, shard, write_checkpoint
 from growth.huggingface.companion_files import check_carried
 from growth.huggingface.config_keys import FamilyError
-from growth.huggingface.config_map import check_config, grown_config, limits_of, new_config
+from growth.huggingface.config_map import (
+    check_config,
+    grown_config,
+    limits_of,
+    new_config,
+    with_dtype,
+)
 from growth.huggingface.conversion.loading import check_computed_by_reference
 from growth.huggingface.conversion.matching import matching_views, tensor_shape, tensors_of
 from growth.huggingface.families import FAMILIES
@@ -89,7 +95,7 @@ def save(
         for n, p in parameters.items()
     }
     shards = shard(specs, parse_bytes(max_shard_size))
-    written["torch_dtype" if "torch_dtype" in written else "dtype"] = name
+    written = with_dtype(written, name)
 
     def arrays_of(names: Sequence[str]) -> Iterator[np.ndarray]:
         for n in names:

@@ -20,7 +20,7 @@ from growth.expansion.role_views import array_layout, fixed_sizes
 from growth.huggingface.checkpoint import Checkpoint, open_checkpoint
 from growth.huggingface.checkpoint_files import parse_bytes, shard
 from growth.huggingface.companion_files import check_carried
-from growth.huggingface.config_map import grown_config, with_defaults
+from growth.huggingface.config_map import grown_config, with_defaults, with_dtype
 from growth.huggingface.model_cost import ModelCost, model_cost_of
 from growth.huggingface.tensor_files import DTYPES, TensorSpec, dtype_code
 from growth.rules.composition import grow_to
@@ -91,8 +91,7 @@ class CheckpointExpansion:
             file: {name: TensorSpec(spec.shape, code) for name, spec in held.items()}
             for file, held in self.shards.items()
         }
-        name = "torch_dtype" if "torch_dtype" in self.config else "dtype"
-        return dataclasses.replace(self, shards=shards, config={**self.config, name: dtype})
+        return dataclasses.replace(self, shards=shards, config=with_dtype(self.config, dtype))
 
     def grow(self, name: str) -> np.ndarray:
         """A tensor of the result, by its name in the family's table."""
