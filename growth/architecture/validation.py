@@ -5,12 +5,9 @@ import math
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from growth.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # The parameters that may have a bias, named by role as in `growth.rules.roles`.
 BIASES = ("norm", "query", "key", "value", "attention_out", "mlp_in", "mlp_out")
@@ -20,7 +17,15 @@ MOST = 2**31 - 1
 MOST_LAYERS = 10_000
 
 Value = TypeVar("Value")
-Part = TypeVar("Part", bound="DataclassInstance")
+
+
+class _Dataclass(Protocol):
+    """What every dataclass has."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+Part = TypeVar("Part", bound=_Dataclass)
 
 
 class ArchitectureError(InputError):

@@ -202,6 +202,22 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Writes the report of a run, or puts several side by side: growth report RUN RUN ...
+
+    Of one run it is RUN/report.html, which training writes as well. Of several it is a page with
+    their losses over steps, tokens, FLOPs and time, what they spent, and how their configs differ.
+
+    Attributes:
+      runs: The directories of the runs.
+      output: The page to write instead; comparison.html for several, if not given.
+    """
+
+    runs: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    output: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Writes a checkpoint of a run as one of Hugging Face, which transformers loads.
 

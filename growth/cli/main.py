@@ -21,6 +21,7 @@ COMMANDS: dict[str, type] = {
     "expand": flags.Expand,
     "certify": flags.Certify,
     "sample": flags.Sample,
+    "report": flags.Report,
     "export": flags.Export,
 }
 
@@ -86,11 +87,19 @@ def _returning(kind: type) -> Any:
     def command(*, given: Any) -> Any:
         return given
 
-    command.__annotations__ = {"given": Annotated[kind, Parameter(name="*")]}
+    def command_of_runs(*runs: Any, given: Any) -> Any:
+        return dataclasses.replace(given, runs=runs)
+
+    names = {field.name for field in dataclasses.fields(kind)}
+    chosen = command_of_runs if "runs" in names else command
+    chosen.__annotations__ = {
+        "runs": Annotated[str, Parameter(help="Directories of runs.")],
+        "given": Annotated[kind, Parameter(name="*")],
+    }
     if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind)):
-        command.__kwdefaults__ = {"given": kind()}
-    command.__doc__ = kind.__doc__
-    return command
+        chosen.__kwdefaults__ = {"given": kind()}
+    chosen.__doc__ = kind.__doc__
+    return chosen
 
 
 def _missing(error: MissingArgumentError) -> str:
@@ -135,6 +144,10 @@ def _run(chosen: Any) -> int:
             from growth.cli import sample
 
             return sample.run(chosen)
+        case flags.Report():
+            from growth.cli import report
+
+            return report.run(chosen)
         case flags.Export():
             from growth.cli import export
 

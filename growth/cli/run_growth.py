@@ -2,7 +2,9 @@
 
 from growth.cli.checkpoint_growth import show
 from growth.cli.flags import Expand, Plan
+from growth.training.formatting import format_power
 from growth.training.offline import RunExpansion, expand_run, plan_run
+from growth.training.schedule import training_flops
 
 
 def plan(flags: Plan) -> None:
@@ -29,4 +31,16 @@ def _planned(flags: Plan | Expand) -> RunExpansion:
     counts = [f"{arch.num_parameters:,}" for arch in (plan.source, plan.target)]
     flops = [f"{arch.training_flops_per_token() / 3:.3g}" for arch in (plan.source, plan.target)]
     show([*rows, ("parameters", *counts), ("FLOPs per token", *flops)], plan)
+    print(_ahead(expansion))
     return expansion
+
+
+def _ahead(expansion: RunExpansion) -> str:
+    """How long the run that comes of it would train on, in words."""
+    config, stage = expansion.config, expansion.stage
+    *before, after = training_flops(config.stages, config.tokens_per_step)
+    return (
+        f"trains on from step {stage.start:,} to {stage.stop:,}: {stage.num_steps:,} more steps, "
+        f"{format_power(after)} FLOPs, {after / (sum(before) + after):.0%} of the run's; "
+        f"--config.num_steps=N of growth train says otherwise"
+    )

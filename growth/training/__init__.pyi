@@ -32,10 +32,12 @@ from .mesh import MeshError as MeshError
 from .offline import expand_run as expand_run
 from .offline import is_run as is_run
 from .offline import plan_run as plan_run
+from .report.comparison import write_comparison as write_comparison
 from .report.metrics import MetricsError as MetricsError
 from .report.metrics import read_metrics as read_metrics
 from .report.page import write_report as write_report
 from .report.preview import dry_run as dry_run
+from .report.records import ReportError as ReportError
 from .run.restore import load_model as load_model
 from .run.restore import open_run as open_run
 from .run.stopping import DivergedError as DivergedError

@@ -31,7 +31,7 @@ def flags_of(kind):
     """The names of a command's flags."""
     names = [field.name for field in dataclasses.fields(kind)]
     grown = [field.name for field in dataclasses.fields(Sizes)] if "sizes" in names else []
-    return {*names, *grown} - {"sizes", "overrides"}
+    return {*names, *grown} - {"sizes", "overrides", "runs"}  # the last stands without a flag
 
 
 def fields_of(section):

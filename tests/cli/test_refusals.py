@@ -48,6 +48,9 @@ def checkpoint(tmp_path):
         (["sample", "--workdir=x", "--prompt=a", "--config.seed=1"], "for growth train and"),
         (["expand", "--source=x", "--output=y", "--dtype=int8"], "float32"),
         (["expand", "--source=nowhere", "--output=y"], "there is no such directory"),
+        (["report"], "growth report needs the directory of a run, or of several"),
+        (["report", "nowhere"], "nowhere is no run: its config.json cannot be read"),
+        (["report", "a", "b", "--outpt=x"], "Did you mean --output?"),
         (["plan"], "give either --config or --source"),
         (["plan", "--config=quickstart", "--source=x"], "give either --config or --source"),
         (["plan", "--config=quickstart", "--mlp_dim=8"], "--mlp_dim applies to --source"),
@@ -154,6 +157,11 @@ def test_flags_with_and_without_an_equals_sign():
     assert (flags.source, flags.output, flags.verify) == ("a", "b", False)
     assert flags.sizes.growth_step() == {"qk_dim": 8, "v_dim": 8}
     assert parse(["expand", "--source=a", "--output=b"]).verify is None
+
+
+def test_runs_to_report_stand_without_a_flag():
+    flags = parse(["report", "a", "--output=b", "c"])
+    assert (flags.runs, flags.output) == (("a", "c"), "b")
 
 
 def test_sizes_become_a_growth_step():

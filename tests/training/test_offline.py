@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import growth
+from growth.cli.main import main
 from growth.errors import InputError
 from growth.optimizer.post_growth import Rewarming
 from growth.training.checkpoints import CheckpointError, Checkpoints
@@ -17,7 +18,7 @@ from growth.training.loop import train
 from growth.training.offline import expand_run, is_run, plan_run
 from growth.training.optimization import learning_rate
 from growth.training.run.restore import load_model
-from growth.training.schedule import ScheduleError
+from growth.training.schedule import ScheduleError, training_flops
 from tests.helpers import runs
 
 SIZES = dict(num_heads=4, qk_dim=8, v_dim=6, embed_dim=24, mlp_dim=30, num_layers=3, position=(0,))
@@ -139,6 +140,17 @@ def test_a_run_that_is_over_gets_as_many_steps_again(run, tmp_path):
     expand_run(plan_run(run, dict(mlp_dim=30)), tmp_path / "larger")
     assert runs.steps(tmp_path / "larger") == (15,)
     assert load_model(tmp_path / "larger")[2].num_steps == 30
+
+
+@pytest.mark.parametrize(("step", "stop"), [(10, 15), (15, 30)])
+def test_a_plan_says_how_long_the_run_would_train_on(run, step, stop, capsys):
+    assert main(["plan", f"--source={run}", "--mlp_dim=30", f"--step={step}"]) == 0
+    config = plan_run(run, dict(mlp_dim=30), step=step).config
+    costs = training_flops(config.stages, config.tokens_per_step)
+    said = f"trains on from step {step} to {stop}: {stop - step} more steps, "
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
+    assert f"{costs[-1] / sum(costs):.0%} of the run's" in line
+    assert "--config.num_steps" in line
 
 
 def test_what_cannot_be_is_refused(run, tmp_path):

@@ -1,6 +1,8 @@
 """The report is one well-formed page that says what the records say, whatever they lack."""
 
+import dataclasses
 import html.parser
+import json
 import math
 import re
 import xml.etree.ElementTree
@@ -10,26 +12,50 @@ import numpy as np
 import pytest
 
 from growth.architecture import Architecture
+from growth.training.config import TrainConfig, parse
+from growth.training.config_sections import OptimizerConfig
+from growth.training.optimization import rates
+from growth.training.report import plots
+from growth.training.report.canvas import canvas
+from growth.training.report.comparison import write_comparison
 from growth.training.report.page import write_report
 from growth.training.report.plots import label_rows, smooth
-from growth.training.schedule import Stage
+from growth.training.report.records import ReportError, RunRecords
 
 VOID = {"meta", "br", "path", "use"}
 
 SMALL = Architecture.llama(
     vocab_size=256, max_length=32, embed_dim=16, num_layers=2, num_heads=2, mlp_dim=32
 )
-MIDDLE = SMALL.replace(num_layers=3, num_heads=(4, 4, 8), num_kv_heads=(4, 4, 8), embed_dim=24)
-LARGE = MIDDLE.replace(mlp_dim=96)
-STAGES = tuple(
-    Stage(index, start, start + 10, architecture)
-    for index, (start, architecture) in enumerate(((0, SMALL), (10, MIDDLE), (20, LARGE)))
+CONFIG = TrainConfig(
+    SMALL,
+    growth=(
+        dict(step=10, num_layers=3, num_heads=(4, 4, 8), num_kv_heads=(4, 4, 8), embed_dim=24),
+        dict(step=20, mlp_dim=96),
+    ),
+    num_steps=30,
+    seed=7,
+    optimizer=OptimizerConfig(decay=0.0),
 )
 
 
-def run(stages=STAGES, last_step=30) -> list[dict]:
+def run(config=CONFIG, last_step=30) -> list[dict]:
     """Every kind of record; each step of stage i costs 1e12 · (i + 1) FLOPs."""
+    stages = config.stages
     records, flops = [], 0.0
+    records.append(
+        {
+            "kind": "start",
+            "step": 0,
+            "stage": 0,
+            "date": "2026-11-28T12:00:00+01:00",
+            "command": "growth train --config=mine.py --workdir='a b'",
+            "seed": 7,
+            "devices": "8 × TPU v5 (tpu)",
+            "data": "1.0M training tokens of 3 files",
+            "versions": {"growth": "0.1.0", "jax": "0.10.2"},
+        }
+    )
     for stage in stages:
         index = stage.index
         if index:
@@ -64,6 +90,7 @@ def run(stages=STAGES, last_step=30) -> list[dict]:
                     "tokens_per_second": 5000.0 / (index + 1),
                     "flops": flops,
                     "seconds": 2.5 * step,
+                    "clock": {"training": 1.5 * step, "compilation": 10.0, "saving": 0.0},
                 }
             )
             if step % 5 == 0:
@@ -122,8 +149,8 @@ class Page(html.parser.HTMLParser):
             self.pres[-1] += data
 
 
-def report(workdir: Path, records, stages=STAGES, **options) -> tuple[str, Page]:
-    path = write_report(workdir, title="A run", stages=stages, records=records, **options)
+def report(workdir: Path, records, config=CONFIG, **options) -> tuple[str, Page]:
+    path = write_report(workdir, title="A run", config=config, records=records, **options)
     assert path == workdir / "report.html"
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
@@ -159,13 +186,13 @@ def test_the_headline_says_how_it_ended(tmp_path):
     line = headline(page)
     assert line.startswith(f"2.0000 {2 / math.log(2):.3f} bits per byte")
     assert "Training FLOPs 6.0 × 1013" in line  # 10 · (1 + 2 + 3) · 1e12
-    assert "Training time 1:15 1.5 s of it growing" in line
+    assert "Time 1:15 1.5 s of it growing" in line
     assert "Growths 2 logit error at most 6.4 × 10−7" in line
 
 
 def test_bits_are_per_token_if_a_token_is_no_byte(tmp_path):
-    stages = [Stage(0, 0, 10, SMALL.replace(vocab_size=300))]
-    _, page = report(tmp_path, run(stages), stages)
+    config = TrainConfig(SMALL.replace(vocab_size=300), num_steps=10)
+    _, page = report(tmp_path, run(config), config)
     assert "bits per token" in headline(page)
 
 
@@ -201,7 +228,7 @@ def test_the_stage_table_highlights_exactly_what_grew(tmp_path):
 
 def test_many_layers_are_shown_as_runs(tmp_path):
     deep = SMALL.replace(num_layers=12, num_heads=(2,) * 9 + (4,) * 3, num_kv_heads=2)
-    _, page = report(tmp_path, [], [Stage(0, 0, 10, deep)])
+    _, page = report(tmp_path, [], TrainConfig(deep, num_steps=10))
     assert "2 (×9) / 4 (×3)" in page.text
 
 
@@ -229,16 +256,75 @@ def test_a_sample_that_repeats_its_prompt_shows_it_once(tmp_path):
     assert page.pres[0] == "\nOnce upon"
 
 
+FIGURES = [
+    *(f"Loss against {axis}" for axis in ("steps", "training tokens", "training FLOPs")),
+    "Loss against wall-clock time",
+    *(f"{name} against steps" for name in ("Learning rate", "Parameters", "Gradient norm")),
+    "Tokens per second against steps",
+]
+
+
+def test_the_report_says_which_run_it_is(tmp_path):
+    resumed = {**run()[0], "step": 12, "stage": 1, "date": "2026-11-29T08:00:00+01:00"}
+    text, page = report(tmp_path, [*run(), resumed])
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", text))
+    assert facts["started"] == (
+        "2026-11-28T12:00:00+01:00; resumed after step 12: 2026-11-29T08:00:00+01:00"
+    )
+    assert facts["command"] == "growth train --config=mine.py --workdir=&#x27;a b&#x27;"
+    assert facts["seed"] == "7"
+    assert facts["data"] == "1.0M training tokens of 3 files"
+    assert facts["batch"] == "16 sequences of 32 tokens: 512 tokens a step"
+    assert facts["devices"] == "8 × TPU v5 (tpu)"
+    assert facts["versions"] == "growth 0.1.0, jax 0.10.2"
+    assert "warm-up over 2 steps" in facts["optimizer"]
+    assert facts["time"] == "1:15: training 0:45 (60%), all else 0:20 (27%), compilation 0:10 (13%)"
+    (config,) = (pre for pre in page.pres if '"batch_size"' in pre)
+    assert parse(json.loads(config)) == parse(json.loads(json.dumps(CONFIG.to_dict())))
+
+
+@pytest.mark.parametrize("start", [1.1, 5.5, 60.0, 1e4])
+def test_no_loss_is_cut_off(start, monkeypatch):
+    """However steep the first steps are: all that is drawn is within the axes."""
+    made = []
+    monkeypatch.setattr(plots, "canvas", lambda *a, **k: made.append(canvas(*a, **k)) or made[-1])
+    records = [
+        record | {"loss": max(start / record["step"], 1.0)} if "loss" in record else record
+        for record in run()
+    ]
+    seen = RunRecords("a", CONFIG, records)
+    for plot in (plots.loss_plot, plots.comparison_plot):
+        plot(seen if plot is plots.loss_plot else [seen], "step")
+        axes = made[-1][1]
+        low, high = axes.get_ylim()
+        drawn = [line.get_ydata() for line in axes.lines if line.get_transform() == axes.transData]
+        assert len(drawn) >= 3
+        assert low <= np.min(np.concatenate(drawn)) <= np.max(np.concatenate(drawn)) <= high
+        assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
+def test_the_learning_rate_is_drawn_at_every_step(tmp_path):
+    """Though records were written at every tenth: a dip of two steps shows."""
+    growth = ({"step": 15, "mlp_dim": 96, "rewarming": dict(steps=2, start=0.1)},)
+    config = dataclasses.replace(CONFIG, growth=growth)
+    records = [r for r in run() if r["kind"] == "train" and r["step"] % 10 == 0]
+    svg = plots.learning_rate_plot(RunRecords("a", config, records))
+    (line,) = (d for d in re.findall(r'd="([^"]*)"', svg) if d.count("L") > 5)
+    heights = [-float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", line)]
+    low, high = min(heights), max(heights)
+    rate = rates(config, 0, 30)
+    assert rate[15] < 0.6 * rate[14] == 0.6 * rate[17]
+    # The line falls to the dip and comes back: it turns there.
+    after_peak = heights[heights.index(high) :]
+    assert min(after_peak) < high - 0.3 * (high - low)
+    assert after_peak[-1] == pytest.approx(high)
+
+
 def test_the_figures_mark_and_label_the_growths(tmp_path):
     text, _ = report(tmp_path, run())
     figures = svgs(text)
-    assert [figure.get("aria-label") for figure in figures] == [
-        "Loss against steps",
-        "Loss against training FLOPs",
-        "Learning rate against steps",
-        "Parameters against steps",
-    ]
-    for figure in figures[:2]:
+    assert [figure.get("aria-label") for figure in figures] == FIGURES
+    for figure in figures[:4]:
         labels = [element.text for element in figure.iter() if element.tag.endswith("text")]
         assert sum(bool(re.fullmatch(r"\d→\d: .*→.*", label)) for label in labels) == 2
     for figure in figures:
@@ -272,7 +358,7 @@ def test_an_unfinished_run(tmp_path, last_step):
 def test_any_kind_of_record_may_be_missing(tmp_path, missing):
     records = [record for record in run() if record["kind"] != missing]
     text, page = report(tmp_path, records)
-    assert len(svgs(text)) == (2 if missing == "train" else 4)
+    assert len(svgs(text)) == (3 if missing == "train" else 8)
     assert ("Preservation" in page.text) == (missing != "growth")
     assert ("Samples" in page.text) == (missing != "sample")
 
@@ -288,20 +374,72 @@ def test_a_run_without_records(tmp_path):
 @pytest.mark.parametrize("since", [0, 10, 15])
 def test_numbers_that_were_not_finite_are_left_out(tmp_path, since):
     records = [
-        {name: None if isinstance(value, float) else value for name, value in record.items()}
+        {n: None if isinstance(v, float) else v for n, v in record.items()}
         if record["step"] > since
         else record
         for record in run()
     ]
     text, page = report(tmp_path, records)
-    assert len(svgs(text)) == 4
+    assert len(svgs(text)) == 8
     assert "nan" not in text
     assert "None" not in page.text
 
 
-def test_a_run_needs_a_stage(tmp_path):
-    with pytest.raises(ValueError, match="stages is empty"):
-        write_report(tmp_path, title="A run", stages=[], records=[])
+def saved(directory: Path, config=CONFIG, records=None) -> Path:
+    """The directory of a run."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    lines = [json.dumps(record) + "\n" for record in (run(config) if records is None else records)]
+    (directory / "metrics.jsonl").write_text("".join(lines))
+    return directory
+
+
+def test_runs_side_by_side(tmp_path):
+    slower = [
+        record | {"loss": record["loss"] + 0.5} if record["kind"] == "eval" else record
+        for record in run()
+    ]
+    one = saved(tmp_path / "one")
+    other = saved(tmp_path / "other", dataclasses.replace(CONFIG, seed=8), slower)
+    path = write_comparison(tmp_path / "pages" / "both.html", [one, other])
+    text = path.read_text()
+    page = Page(text)
+    axes = ("steps", "training tokens", "training FLOPs", "wall-clock time")
+    assert [svg.get("aria-label") for svg in svgs(text)] == [
+        f"Evaluation loss against {axis}" for axis in axes
+    ]
+    assert ["seed", "7", "8"] in page.rows
+    costs = [row for row in page.rows if row[0] in ("one", "other")][-2:]
+    # Both reach 2.5: one between its evaluations at steps 20 and 25, the other at its last step.
+    assert [row[1] for row in costs] == ["22", "30"]
+    assert [row[4] for row in costs] == ["0:56", "1:15"]
+    for number in (1, 2):
+        assert f"var(--run{number})" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    paths = [saved(tmp_path / name / "run") for name in ("a", "b")]
+    text = write_comparison(tmp_path / "both.html", paths).read_text()
+    for path in paths:
+        assert str(path) in text
+    assert "Their configs are the same." in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("records", [[], run()[:1], run(last_step=3), run(last_step=7)])
+def test_a_run_that_has_just_begun_is_compared(tmp_path, records):
+    paths = [saved(tmp_path / "a", records=records), saved(tmp_path / "b")]
+    text = write_comparison(tmp_path / "both.html", paths).read_text()
+    assert len(svgs(text)) == 4
+    assert "nan" not in Page(text).text
+
+
+def test_what_is_no_run_is_not_compared(tmp_path):
+    with pytest.raises(ReportError, match=r"is no run: its config\.json cannot be read"):
+        write_comparison(tmp_path / "page.html", [saved(tmp_path / "a"), tmp_path / "b"])
+    with pytest.raises(ReportError, match="no run is given"):
+        write_comparison(tmp_path / "page.html", [])
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_labels_meet_neither_each_other_nor_a_line():

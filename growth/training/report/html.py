@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 # A tuple with more entries is shown as runs of equal ones.
 _MOST_ENTRIES = 8
@@ -39,6 +40,14 @@ def item(name: str, number: str, aside: str) -> str:
         f'<div><dt>{name}</dt><dd><div class="number">{number}</div>'
         f'<div class="aside">{aside}</div></dd></div>'
     )
+
+
+def facts(told: Mapping[str, str]) -> str:
+    """Names and what each of them is, given as plain text."""
+    rows = "\n".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in told.items()
+    )
+    return f'<dl class="facts">\n{rows}\n</dl>'
 
 
 def show(value: float | None, text: Callable[[float], str]) -> str:

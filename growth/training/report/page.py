@@ -5,7 +5,7 @@ import json
 import math
 import os
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -14,10 +14,13 @@ import numpy as np
 
 from growth.architecture import Architecture
 from growth.files import write_atomically
+from growth.training.config import TrainConfig
 from growth.training.formatting import format_count, format_duration
 from growth.training.report import plots
+from growth.training.report.about import about_run
 from growth.training.report.html import MISSING, Cell, item, power, show, sizes, table
 from growth.training.report.metrics import Record, Records
+from growth.training.report.records import AXES, RunRecords, last, values
 from growth.training.schedule import Stage
 
 # Architecture fields that the table of the stages shows, and what it calls them.
@@ -36,11 +39,11 @@ def write_report(
     workdir: str | os.PathLike[str],
     *,
     title: str,
-    stages: Sequence[Stage],
+    config: TrainConfig,
     records: Records,
     description: str = "",
 ) -> Path:
-    """Writes `report.html`: what a run did, in figures, tables and samples.
+    """Writes `report.html`: which run it is, and what it did, in figures, tables and samples.
 
     The run may be unfinished, and may lack any kind of record; what cannot be known is left out or
     shown as a dash.
@@ -48,87 +51,106 @@ def write_report(
     Args:
       workdir: where the report goes; made if missing.
       title: the page's heading.
-      stages: the run's stages, those not yet reached included.
+      config: the run.
       records: the run's records, as `growth.training.metrics.read_metrics` gives them.
       description: plain text below the heading.
 
     Returns:
       The path of the report.
 
-    Raises:
-      ValueError: there are no stages.
-
     Examples:
       >>> from growth import training
       >>> _, _, config = training.load_model("runs/small")
       >>> records = training.read_metrics("runs/small/metrics.jsonl")
-      >>> training.write_report("report", title="Small", stages=config.stages, records=records).name
+      >>> training.write_report("report", title="Small", config=config, records=records).name
       'report.html'
 
     References:
       The documentation of matplotlib, which draws its figures.
     """
-    if not stages:
-        raise ValueError("stages is empty, but a run has at least one stage")
-    template = resources.files("growth.training.report").joinpath("template.html")
+    run = RunRecords(title, config, records)
     sections = {
-        "Loss": _loss_figures(records),
-        "Learning rate and size": _step_figures(stages, records),
-        "Stages": _stage_table(stages, records),
-        "Preservation": _growth_table(records),
-        "Samples": _samples(records),
-        "Architectures": _architectures(stages),
+        "Loss": _loss_figures(run),
+        "Over steps": _step_figures(run),
+        "Stages": _stage_table(run),
+        "Preservation": _growth_table(run),
+        "Run": about_run(run),
+        "Samples": _samples(run),
+        "Config": _folded(run),
     }
+    path = Path(workdir) / "report.html"
+    text = f'<p class="description">{escape(description)}</p>' if description else ""
+    write_page(path, title, _status(run), _headline(run), sections, text)
+    return path
+
+
+def write_page(
+    path: Path,
+    title: str,
+    status: str,
+    headline: Iterable[str],
+    sections: Mapping[str, str],
+    description: str = "",
+) -> None:
+    """Writes a page, whole or not at all.
+
+    Args:
+      path: the file.
+      title: its heading, as plain text.
+      status: plain text below that.
+      headline: the numbers that matter most, as HTML.
+      sections: HTML under its headings; an empty one is left out.
+      description: HTML below the status.
+    """
+    template = resources.files("growth.training.report").joinpath("template.html")
     page = string.Template(template.read_text(encoding="utf-8")).substitute(
         title=escape(title),
-        status=_status(stages, records),
-        description=f'<p class="description">{escape(description)}</p>' if description else "",
-        headline="\n".join(_headline(stages, records)),
+        status=escape(status),
+        description=description,
+        headline="\n".join(headline),
         sections="\n".join(
             f"<section>\n<h2>{heading}</h2>\n{body}\n</section>"
             for heading, body in sections.items()
             if body
         ),
     )
-    path = Path(workdir) / "report.html"
     write_atomically(path, page)
-    return path
 
 
 # The parts of the page.
 
 
-def _status(stages: Sequence[Stage], records: Records) -> str:
-    step, stop = max((record["step"] for record in records), default=0), stages[-1].stop
-    if step < stop:
-        stage = _reached(stages, records)[-1].index + 1
-        return f"Not finished: step {step:,} of {stop:,}, in stage {stage} of {len(stages)}."
+def _status(run: RunRecords) -> str:
+    stages, stop = run.stages, run.config.num_steps
+    if run.step < stop:
+        stage = run.reached[-1].index + 1
+        return f"Not finished: step {run.step:,} of {stop:,}, in stage {stage} of {len(stages)}."
     return f"Finished: {stop:,} steps in {len(stages)} stage{'s' if len(stages) > 1 else ''}."
 
 
-def _headline(stages: Sequence[Stage], records: Records) -> Iterable[str]:
+def _headline(run: RunRecords) -> Iterable[str]:
     """The numbers that matter most, each with an aside."""
-    train, evals, growths = (_of(records, kind) for kind in ("train", "eval", "growth"))
-    first, *_, last = (stages[0], *_reached(stages, records))
+    train, evals, growths = (run.of(kind) for kind in ("train", "eval", "growth"))
+    first, *_, now = (run.stages[0], *run.reached)
 
-    loss = _last(evals, "loss")
-    if last.architecture.patches is not None:
-        accuracy = show(_last(evals, "accuracy"), "{:.1%}".format)
+    loss = last(evals, "loss")
+    if now.architecture.patches is not None:
+        accuracy = show(last(evals, "accuracy"), "{:.1%}".format)
         yield item("Evaluation accuracy", accuracy, f"loss {show(loss, '{:.4f}'.format)}")
     else:
-        yield item("Evaluation loss", show(loss, "{:.4f}".format), _bits(loss, last))
+        yield item("Evaluation loss", show(loss, "{:.4f}".format), _bits(loss, now))
 
-    per_token = power(last.architecture.training_flops_per_token())
-    per_token = f"{per_token} per token in stage {last.index + 1}"
-    yield item("Training FLOPs", show(_last(records, "flops"), power), per_token)
+    per_token = power(now.architecture.training_flops_per_token())
+    per_token = f"{per_token} per token in stage {now.index + 1}"
+    yield item("Training FLOPs", show(last(run.records, "flops"), power), per_token)
 
-    old, new = first.architecture.num_parameters, last.architecture.num_parameters
+    old, new = first.architecture.num_parameters, now.architecture.num_parameters
     size = format_count(new) if old == new else f"{format_count(old)} → {format_count(new)}"
     yield item("Parameters", size, f"{new / old:.1f} times as many" if old != new else "")
 
     growing = sum(record.get("seconds") or 0.0 for record in growths)
     share = f"{growing:.1f} s of it growing" if growths else ""
-    yield item("Training time", show(_last(train, "seconds"), format_duration), share)
+    yield item("Time", show(last(train, "seconds"), format_duration), share)
 
     errors = [record["logit_error"] for record in growths if record.get("logit_error") is not None]
     worst = f"logit error at most {power(max(errors))}" if errors else ""
@@ -143,45 +165,46 @@ def _bits(loss: float | None, stage: Stage) -> str:
     return f"{loss / math.log(2):.3f} bits per {unit}"
 
 
-def _loss_figures(records: Records) -> str:
+def _loss_figures(run: RunRecords) -> str:
     key: dict[str, str] = {}
-    if _of(records, "train"):
+    if run.of("train"):
         key |= {"train": "training, smoothed", "raw": "training, as measured"}
-    if _of(records, "eval"):
+    if run.of("eval"):
         key["eval"] = "evaluation"
     if not key:
         return "<p>Nothing has been measured yet.</p>"
-    if _of(records, "growth"):
+    if run.of("growth"):
         key["growth"] = "growth, from one stage to the next"
     spans = "".join(f'<span class="{style}">{text}</span>' for style, text in key.items())
-    drawn = [plots.loss_plot(records, x) for x in ("step", "flops")]
-    return f'<div class="key">{spans}</div>\n{_figures(drawn)}'
+    drawn = [plots.loss_plot(run, axis) for axis in AXES if axis != "seconds" or run.of("train")]
+    return f'<div class="key">{spans}</div>\n{figures(drawn)}'
 
 
-def _step_figures(stages: Sequence[Stage], records: Records) -> str:
-    if not _of(records, "train"):
+def _step_figures(run: RunRecords) -> str:
+    if not run.of("train"):
         return ""
-    parameters = plots.parameters_plot(records, _reached(stages, records))
-    return _figures([plots.learning_rate_plot(records), parameters])
+    drawn = (plots.learning_rate_plot, plots.parameters_plot, plots.gradient_plot)
+    return figures([plot(run) for plot in (*drawn, plots.throughput_plot)])
 
 
-def _figures(drawn: Iterable[str]) -> str:
-    figures = "\n".join(f"<figure>{plot}</figure>" for plot in drawn)
-    return f'<div class="figures">\n{figures}\n</div>'
+def figures(drawn: Iterable[str]) -> str:
+    """Figures side by side, as HTML."""
+    each = "\n".join(f"<figure>{plot}</figure>" for plot in drawn)
+    return f'<div class="figures">\n{each}\n</div>'
 
 
-def _stage_table(stages: Sequence[Stage], records: Records) -> str:
-    total = _last(records, "flops")
+def _stage_table(run: RunRecords) -> str:
+    stages, total = run.stages, last(run.records, "flops")
     spent = 0.0
     rows = []
     for before, stage in zip((stages[0], *stages), stages, strict=False):
-        mine = [record for record in records if record["stage"] == stage.index]
-        until = _flops_until(records, stage)
+        mine = [record for record in run.records if record["stage"] == stage.index]
+        until = run.flops_until(stage)
         flops = None if until is None else until - spent
         spent = spent if until is None else until
-        speeds = plots.values(_of(mine, "train"), "tokens_per_second")
+        speeds = values(_of(mine, "train"), "tokens_per_second")
         speed = float(np.nanmedian(speeds)) if np.isfinite(speeds).any() else None
-        loss, accuracy = (_last(_of(mine, "eval"), name) for name in ("loss", "accuracy"))
+        loss, accuracy = (last(_of(mine, "eval"), name) for name in ("loss", "accuracy"))
         architecture = stage.architecture
         rows.append(
             {
@@ -214,9 +237,9 @@ def _size_cells(before: Architecture, after: Architecture) -> dict[str, Cell]:
     return cells
 
 
-def _growth_table(records: Records) -> str:
+def _growth_table(run: RunRecords) -> str:
     rows = []
-    for record in _of(records, "growth"):
+    for record in run.of("growth"):
         before, after = record.get("loss_before"), record.get("loss_after")
         difference = None if before is None or after is None else after - before
         numbers = [record.get("parameters_before"), record.get("parameters_after")]
@@ -248,9 +271,9 @@ def _growth_table(records: Records) -> str:
     return f'{table(rows)}\n<p class="note">{note}</p>'
 
 
-def _samples(records: Records) -> str:
+def _samples(run: RunRecords) -> str:
     """The last step's samples, and the earlier ones folded away."""
-    samples = sorted(_of(records, "sample"), key=lambda record: record["step"])
+    samples = sorted(run.of("sample"), key=lambda record: record["step"])
     groups = []
     for step, group in itertools.groupby(samples, key=lambda record: record["step"]):
         texts = list(group)
@@ -258,11 +281,11 @@ def _samples(records: Records) -> str:
         groups.append("\n".join((heading, *map(_sample, texts))))
     if not groups:
         return ""
-    *earlier, last = groups
+    *earlier, latest = groups
     if not earlier:
-        return last
+        return latest
     folded = "\n".join(reversed(earlier))
-    return f"{last}\n<details>\n<summary>Earlier samples</summary>\n{folded}\n</details>"
+    return f"{latest}\n<details>\n<summary>Earlier samples</summary>\n{folded}\n</details>"
 
 
 def _sample(record: Record) -> str:
@@ -272,34 +295,18 @@ def _sample(record: Record) -> str:
     return f"<pre>\n<b>{escape(prompt)}</b>{escape(text)}</pre>"
 
 
-def _architectures(stages: Sequence[Stage]) -> str:
+def _folded(run: RunRecords) -> str:
+    """The config, and the architecture of each stage."""
+    parts = {"All fields": run.config.to_dict()} | {
+        f"Architecture of stage {stage.index + 1}": stage.architecture.to_dict()
+        for stage in run.stages
+    }
     return "\n".join(
-        f"<details>\n<summary>Stage {stage.index + 1}</summary>\n"
-        f"<pre>{escape(json.dumps(stage.architecture.to_dict(), indent=2))}</pre>\n</details>"
-        for stage in stages
+        f"<details>\n<summary>{name}</summary>\n"
+        f"<pre>{escape(json.dumps(part, indent=2))}</pre>\n</details>"
+        for name, part in parts.items()
     )
 
 
-# What the records say.
-
-
-def _of(records: Records, kind: str) -> list[Record]:
+def _of(records: Iterable[Record], kind: str) -> list[Record]:
     return [record for record in records if record["kind"] == kind]
-
-
-def _last(records: Records, name: str) -> float | None:
-    """The last value of a field that there is."""
-    return next((r[name] for r in reversed(records) if r.get(name) is not None), None)
-
-
-def _flops_until(records: Records, stage: Stage) -> float | None:
-    """FLOPs spent when a stage ended, or so far."""
-    ends = [r for r in _of(records, "growth") if r["stage"] == stage.index + 1]
-    mine = [r for r in records if r["stage"] == stage.index and r["kind"] != "growth"]
-    return _last(ends or mine, "flops")
-
-
-def _reached(stages: Sequence[Stage], records: Records) -> Sequence[Stage]:
-    """The stages that have begun."""
-    last = max((record["stage"] for record in records), default=0)
-    return [stage for stage in stages if stage.index <= last]

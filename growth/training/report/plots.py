@@ -1,40 +1,36 @@
-"""The report's figures: records in, SVG text out.
+"""The figures of a run and of several: records in, SVG text out."""
 
-Matplotlib draws them with stand-in colours, which become the page's CSS variables, so that a figure
-follows the page into dark mode; its text takes the page's font.
-"""
-
-import io
-import math
-import re
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from growth.training.formatting import format_count
+from growth.training.optimization import rates
+from growth.training.report.canvas import (
+    EVAL,
+    FONT,
+    INK,
+    LEFT,
+    MUTED,
+    PAPER,
+    RIGHT,
+    RUNS,
+    TRAIN,
+    WIDTH,
+    canvas,
+    exponent_of,
+    mark,
+    show_all,
+    svg,
+    times,
+)
 from growth.training.report.metrics import Records
-from growth.training.schedule import Stage
+from growth.training.report.records import AXES, RunRecords, values
 
-# The CSS variables that the page defines, and the colours that stand in for them while drawing.
-_INK, _MUTED, _LINE, _PAPER, _TRAIN, _EVAL = (f"#0000a{digit}" for digit in range(6))
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _LINE: "var(--line)",
-    _PAPER: "var(--paper)",
-    _TRAIN: "var(--train)",
-    _EVAL: "var(--eval)",
-}
-
-# Sizes in pixels of the page's widest layout.
-_WIDTH = 480
 _HEIGHT = 230
-_LEFT, _RIGHT, _BOTTOM = 40, 20, 40
-_FONT = 11
 
 # Labels stand in rows above a plot: the height of one, and how many there may be.
 _ROW = 15
@@ -43,13 +39,7 @@ _MOST_ROWS = 3
 # A curve never has more points than it could show.
 _MOST_POINTS = 1200
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def values(records: Records, name: str) -> np.ndarray:
-    """One field of all records, float64; NaN where a record lacks it."""
-    column = [record.get(name) for record in records]
-    return np.array([math.nan if value is None else value for value in column], dtype=np.float64)
+_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
 def smooth(curve: np.ndarray, window: int) -> np.ndarray:
@@ -69,7 +59,7 @@ def smooth(curve: np.ndarray, window: int) -> np.ndarray:
     counts = np.cumsum(np.pad(finite, ends))
     count = counts[window:] - counts[:-window]
     total = sums[window:] - sums[:-window]
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def label_rows(marks: Sequence[float], width: float) -> tuple[int, ...]:
@@ -85,153 +75,181 @@ def label_rows(marks: Sequence[float], width: float) -> tuple[int, ...]:
       For each line its row, 0 for the lowest.
     """
     rows: list[int] = []
-    for mark in reversed(marks):
+    for place in reversed(marks):
         # The lines further right that the label would cover must end below it.
         covered = [
-            row for other, row in zip(reversed(marks), rows, strict=False) if other < mark + width
+            row for other, row in zip(reversed(marks), rows, strict=False) if other < place + width
         ]
         rows.append(1 + max(covered, default=-1))
     return tuple(reversed(rows))
 
 
-def loss_plot(records: Records, x: str) -> str:
-    """Training and evaluation loss, with the growths marked and labelled.
+def loss_plot(run: RunRecords, axis: str) -> str:
+    """Training and evaluation loss of a run, with the growths marked and labelled.
 
     Args:
-      records: a run's records.
-      x: "step" or "flops".
+      run: the run.
+      axis: one of `AXES`.
     """
-    train = [record for record in records if record["kind"] == "train"]
-    evals = [record for record in records if record["kind"] == "eval"]
-    growths = [r for r in records if r["kind"] == "growth" and r.get(x) is not None]
-    numbers = np.concatenate([values(train, x), values(evals, x)])
-    exponent = _exponent(numbers) if x == "flops" else 0
-    scale = 10.0**exponent
-    end = float(np.nanmax(numbers, initial=0.0)) / scale or 1.0
+    train, evals, growths = (run.of(kind) for kind in ("train", "eval", "growth"))
+    places = [run.places(records, axis) for records in (train, evals, growths)]
+    scale, label = _unit(axis, np.concatenate(places[:2]))
+    position, judged, grown = (place / scale for place in places)
+    end = float(np.nanmax(np.concatenate([position, judged]), initial=0.0)) or 1.0
 
-    marks = (values(growths, x) / scale).tolist()
-    labels, rows, limit = _growth_labels(growths, marks, end * 1.01)
-    figure, axes = _canvas(_HEIGHT, top=10 + _ROW * (1 + max(rows, default=-1)))
-    axes.set_xlabel(
-        f"{'steps' if x == 'step' else 'training FLOPs'}{_times(exponent)}", loc="right"
-    )
+    marked = [
+        (mark, record) for mark, record in zip(grown, growths, strict=True) if np.isfinite(mark)
+    ]
+    marks = [float(mark) for mark, _ in marked]
+    labels, rows, limit = _growth_labels([r for _, r in marked], marks, end * 1.01)
+    figure, axes = canvas(_HEIGHT, top=10 + _ROW * (1 + max(rows, default=-1)))
+    axes.set_xlabel(label, loc="right")
     axes.set_xlim(0, limit)
 
-    position, loss = values(train, x) / scale, values(train, "loss")
-    shown = np.unique(np.linspace(0, max(len(loss) - 1, 0), _MOST_POINTS).astype(int))
-    shown = shown[: len(loss)]
-    softened = smooth(loss, 2 * (len(loss) // 120) + 1)
-    axes.plot(position[shown], loss[shown], color=_TRAIN, alpha=0.25, linewidth=0.8)
+    loss, eval_loss = values(train, "loss"), values(evals, "loss")
+    softened = smooth(loss, _window(loss))
+    shown = _shown(len(loss))
+    axes.plot(position[shown], loss[shown], color=TRAIN, alpha=0.25, linewidth=0.8)
     alone = "o" if len(loss) == 1 else ""  # a line needs two points
-    axes.plot(position[shown], softened[shown], alone, color=_TRAIN, linewidth=1.6, markersize=3)
+    axes.plot(position[shown], softened[shown], alone, color=TRAIN, linewidth=1.6, markersize=3)
     axes.plot(
-        values(evals, x) / scale,
-        values(evals, "loss"),
-        color=_EVAL,
+        judged,
+        eval_loss,
+        color=EVAL,
         marker="o",
         markersize=4.5,
-        markeredgecolor=_PAPER,
+        markeredgecolor=PAPER,
         markeredgewidth=0.8,
         linestyle="none",
     )
-    axes.set_ylim(_loss_limits(np.concatenate([loss, values(evals, "loss")])))
-
-    for mark, label, row in zip(marks, labels, rows, strict=True):
-        _mark(axes, mark, top=1 + (row + 0.9) * _ROW / _HEIGHT)
+    show_all(axes, np.concatenate([loss, eval_loss]))
+    for place, text, row in zip(marks, labels, rows, strict=True):
+        mark(axes, place, top=1 + (row + 0.9) * _ROW / _HEIGHT)
         axes.annotate(
-            label,
-            (mark, 1),
+            text,
+            (place, 1),
             (4, row * _ROW + 3),
             xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
-            color=_MUTED,
-            size=_FONT,
+            color=MUTED,
+            size=FONT,
             annotation_clip=False,
         )
-    return _svg(figure, f"Loss against {'steps' if x == 'step' else 'training FLOPs'}")
+    return svg(figure, f"Loss against {AXES[axis]}")
 
 
-def learning_rate_plot(records: Records) -> str:
-    """The learning rate over steps."""
-    train = [record for record in records if record["kind"] == "train"]
-    rate = values(train, "learning_rate")
-    exponent = _exponent(rate)
-    figure, axes = _step_canvas(records)
-    axes.plot(values(train, "step"), rate / 10.0**exponent, color=_INK, linewidth=1.6)
-    axes.set_title(f"learning rate{_times(exponent)}", loc="left", color=_MUTED, size=_FONT)
-    axes.set_ylim(0, (np.nanmax(rate, initial=0.0) / 10.0**exponent or 1.0) * 1.12)
-    return _svg(figure, "Learning rate against steps")
-
-
-def parameters_plot(records: Records, stages: Sequence[Stage]) -> str:
-    """The number of parameters over the steps taken so far.
+def comparison_plot(runs: Sequence[RunRecords], axis: str) -> str:
+    """Evaluation loss of several runs, a line each; a ring where one has grown.
 
     Args:
-      records: a run's records.
-      stages: the stages that have begun.
+      runs: the runs, in the order of their colours.
+      axis: one of `AXES`.
     """
-    last = max((record["step"] for record in records), default=0)
-    counts = np.array([stage.architecture.num_parameters for stage in stages], dtype=np.float64)
-    exponent = _exponent(counts) // 3 * 3
-    edges = [stage.start for stage in stages] + [max(stages[-1].start, last)]
-    figure, axes = _step_canvas(records)
-    axes.stairs(counts / 10.0**exponent, edges, baseline=None, color=_INK, linewidth=1.6)
-    axes.set_title(f"parameters{_times(exponent)}", loc="left", color=_MUTED, size=_FONT)
+    all_places = [run.places(run.of("eval"), axis) for run in runs]
+    scale, label = _unit(axis, np.concatenate(all_places))
+    figure, axes = canvas(_HEIGHT, top=10)
+    axes.set_xlabel(label, loc="right")
+    losses = [values(run.of("eval"), "loss") for run in runs]
+    for number, (run, places, loss) in enumerate(zip(runs, all_places, losses, strict=True)):
+        colour = RUNS[number % len(RUNS)]
+        style = _LINES[number // len(RUNS) % len(_LINES)]
+        axes.plot(places / scale, loss, color=colour, linewidth=1.6, linestyle=style)
+        axes.plot(places / scale, loss, "o", color=colour, markersize=3)
+        grown = run.of("growth")
+        if grown and np.isfinite(places).any():
+            at = run.places(grown, axis)
+            axes.plot(
+                at / scale,
+                np.interp(at, places, loss),
+                "o",
+                markersize=7,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+                markeredgewidth=1.2,
+            )
+    axes.set_xlim(0, (np.nanmax(np.concatenate(all_places), initial=0.0) / scale or 1.0) * 1.02)
+    show_all(axes, np.concatenate(losses))
+    return svg(figure, f"Evaluation loss against {AXES[axis]}")
+
+
+def learning_rate_plot(run: RunRecords) -> str:
+    """The learning rate at every step that has been taken."""
+    rate = rates(run.config, 0, max(run.step, 1))
+    exponent = exponent_of(rate)
+    figure, axes = _step_canvas(run, f"learning rate{times(exponent)}")
+    axes.plot(np.arange(1, len(rate) + 1), rate / 10.0**exponent, color=INK, linewidth=1.6)
+    axes.set_ylim(0, (rate.max() / 10.0**exponent or 1.0) * 1.12)
+    return svg(figure, "Learning rate against steps")
+
+
+def parameters_plot(run: RunRecords) -> str:
+    """The number of parameters over the steps taken so far."""
+    counts = np.array([s.architecture.num_parameters for s in run.reached], dtype=np.float64)
+    exponent = exponent_of(counts) // 3 * 3
+    edges = [stage.start for stage in run.reached] + [max(run.reached[-1].start, run.step)]
+    figure, axes = _step_canvas(run, f"parameters{times(exponent)}")
+    axes.stairs(counts / 10.0**exponent, edges, baseline=None, color=INK, linewidth=1.6)
     axes.set_ylim(0, counts.max() / 10.0**exponent * 1.12)
-    return _svg(figure, "Parameters against steps")
+    return svg(figure, "Parameters against steps")
 
 
-def _canvas(height: int, *, top: int) -> tuple[Figure, Axes]:
-    """A figure with one axes of `height` pixels and `top` pixels of room above."""
-    total = height + top + _BOTTOM
-    figure = Figure(figsize=(_WIDTH / 72, total / 72), facecolor="none")
-    axes = figure.add_axes(
-        (
-            _LEFT / _WIDTH,
-            _BOTTOM / total,
-            (_WIDTH - _LEFT - _RIGHT) / _WIDTH,
-            height / total,
-        )
-    )
-    axes.set_facecolor("none")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=_MUTED, linewidth=0.8)
-    axes.grid(axis="y", color=_LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_FONT, labelcolor=_MUTED, color=_MUTED, width=0.8, length=4)
-    axes.tick_params(axis="y", length=0, pad=6)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    axes.xaxis.label.set(color=_MUTED, size=_FONT)
-    return figure, axes
+def gradient_plot(run: RunRecords) -> str:
+    """The global norm of the gradient, before it is clipped."""
+    figure, axes = _step_canvas(run, "gradient norm")
+    norm = _curve(run, "grad_norm", axes)
+    show_all(axes, norm)
+    return svg(figure, "Gradient norm against steps")
 
 
-def _step_canvas(records: Records) -> tuple[Figure, Axes]:
-    figure, axes = _canvas(110, top=26)
-    last = max((record["step"] for record in records), default=0)
-    axes.set_xlim(0, (last or 1) * 1.01)
+def throughput_plot(run: RunRecords) -> str:
+    """Training tokens per second, of training alone."""
+    exponent = exponent_of(values(run.of("train"), "tokens_per_second")) // 3 * 3
+    figure, axes = _step_canvas(run, f"training tokens per second{times(exponent)}")
+    speed = _curve(run, "tokens_per_second", axes, 10.0**exponent)
+    axes.set_ylim(0, (np.nanmax(speed, initial=0.0) or 1.0) * 1.12)
+    return svg(figure, "Tokens per second against steps")
+
+
+def _curve(run: RunRecords, name: str, axes: Axes, scale: float = 1.0) -> np.ndarray:
+    """Draws a field of the training records, as measured and smoothed; gives what is drawn."""
+    train = run.of("train")
+    steps, curve = values(train, "step"), values(train, name) / scale
+    shown = _shown(len(curve))
+    axes.plot(steps[shown], curve[shown], color=INK, alpha=0.25, linewidth=0.8)
+    axes.plot(steps[shown], smooth(curve, _window(curve))[shown], color=INK, linewidth=1.6)
+    return curve[shown]
+
+
+def _step_canvas(run: RunRecords, title: str) -> tuple[Figure, Axes]:
+    figure, axes = canvas(110, top=26)
+    axes.set_xlim(0, (run.step or 1) * 1.01)
     axes.set_xlabel("steps", loc="right")
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    for record in records:
-        if record["kind"] == "growth":
-            _mark(axes, record["step"], top=1.0)
+    axes.set_title(title, loc="left", color=MUTED, size=FONT)
+    for record in run.of("growth"):
+        mark(axes, record["step"], top=1.0)
     return figure, axes
 
 
-def _mark(axes: Axes, x: float, top: float) -> None:
-    axes.plot(
-        [x, x],
-        [0, top],
-        transform=axes.get_xaxis_transform(),
-        color=_MUTED,
-        linewidth=0.9,
-        linestyle=(0, (3, 2)),
-        clip_on=False,
-        zorder=1,
-    )
+def _unit(axis: str, places: np.ndarray) -> tuple[float, str]:
+    """By what numbers of an axis are divided, and its label."""
+    name = AXES[axis]
+    if axis == "seconds":
+        end = np.nanmax(places, initial=0.0)
+        steps = ((3 * 3600, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))
+        return next((scale, f"{name}, {unit}") for least, scale, unit in steps if end >= least)
+    exponent = 0 if axis == "step" else exponent_of(places) // 3 * 3
+    return 10.0**exponent, f"{name}{times(exponent)}"
+
+
+def _window(curve: np.ndarray) -> int:
+    return 2 * (len(curve) // 120) + 1
+
+
+def _shown(number: int) -> np.ndarray:
+    """Which of so many points are drawn."""
+    shown = np.unique(np.linspace(0, max(number - 1, 0), _MOST_POINTS).astype(int))
+    return shown[:number]
 
 
 def _growth_labels(
@@ -252,50 +270,9 @@ def _growth_labels(
     for labels in (long, short):
         longest = max(map(len, labels), default=0)
         # On average a character is at most 0.65 times as wide as it is high.
-        width = (longest * 0.65 * _FONT + 8) / (_WIDTH - _LEFT - _RIGHT)
+        width = (longest * 0.65 * FONT + 8) / (WIDTH - LEFT - RIGHT)
         limit = max(end, max(marks, default=0.0) / (1 - width))
         rows = label_rows(marks, width * limit)
         if max(rows, default=0) < _MOST_ROWS:
             break
     return labels, rows, limit
-
-
-def _loss_limits(losses: np.ndarray) -> tuple[float, float]:
-    """Limits that show the curve where it is interesting: the first steep steps may be cut off."""
-    finite = losses[np.isfinite(losses)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = finite.min(), np.quantile(finite, 0.97)
-    pad = 0.06 * (high - low) or 0.05
-    return low - pad, high + pad
-
-
-def _exponent(numbers: np.ndarray) -> int:
-    """The power of ten of the largest number; 0 if there is none."""
-    largest = np.nanmax(numbers, initial=0.0)
-    return math.floor(math.log10(largest)) if largest > 0 else 0
-
-
-def _times(exponent: int) -> str:
-    return f", × 10{str(exponent).translate(_SUPERSCRIPTS)}" if exponent else ""
-
-
-def _svg(figure: Figure, name: str) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for superfluous in (
-        r"<metadata>.*?</metadata>\s*",
-        r"<defs>\s*<style.*?</defs>\s*",
-        r' id="[\w.]+_\d+"',  # not unique in a page with several figures, and never used
-        r"font-family: [^;\"]*;? ?",
-    ):
-        svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
-    svg = svg.replace("xlink:href", "href")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    opening = f'<svg {view[0] if view else ""} role="img" aria-label="{name}">'
-    return re.sub(r"<svg[^>]*>", opening, svg, count=1)

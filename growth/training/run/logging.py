@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import growth
 from growth.training.config import TrainConfig
 from growth.training.generation import generate
 from growth.training.optimization import rates
@@ -25,6 +24,7 @@ from growth.training.run.stopping import DivergedError
 from growth.training.schedule import Stage, flops_spent
 from growth.training.state import TrainState, make_model
 from growth.training.step import Metrics
+from growth.version import __version__
 
 
 def log_steps(
@@ -199,7 +199,7 @@ def log_start(
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         data=data,
         versions={
-            "growth": growth.__version__,
+            "growth": __version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in libraries},
         },
