@@ -15,6 +15,7 @@ from growth.huggingface.companion_files import FileFate, carry_over, check_adapt
 from growth.huggingface.config_map import check_config, limits_of, read_config
 from growth.huggingface.families import family_of
 from growth.huggingface.family import Family, Limits
+from growth.huggingface.task_heads import task_heads, with_task_heads
 from growth.huggingface.tensor_files import (
     DTYPES,
     CheckpointFileError,
@@ -23,6 +24,7 @@ from growth.huggingface.tensor_files import (
 )
 from growth.huggingface.tensor_location import locate_tensors
 from growth.huggingface.tied_embeddings import output_layer, read_tied
+from growth.huggingface.wrapped_names import WrappedNames, unwrap
 from growth.models import blueprint
 
 
@@ -38,6 +40,7 @@ class Checkpoint:
       tensors: where each parameter is, by its name in the family's table.
       parameters: what it is, by that name.
       is_base: whether names in the files lack what the family's begin with.
+      wrapped: what they have besides, where a wrapped module was saved.
       files: what becomes of each file of the directory, relative to it.
       notes: what is not as one would expect, and how it is read, in sentences.
     """
@@ -49,6 +52,7 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     parameters: dict[str, Parameter]
     is_base: bool
+    wrapped: WrappedNames
     files: tuple[FileFate, ...]
     notes: tuple[str, ...]
 
@@ -60,7 +64,8 @@ class Checkpoint:
     def name_in_files(self, name: str) -> str:
         """The name in the files of a tensor of the family's table."""
         is_within = name.startswith(self.family.prefix)
-        return name.removeprefix(self.family.prefix) if self.is_base and is_within else name
+        plain = name.removeprefix(self.family.prefix) if self.is_base and is_within else name
+        return self.wrapped.in_files(plain)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, by its name in the family's table."""
@@ -101,11 +106,13 @@ def open_checkpoint(directory: Path, ignore_config_keys: Collection[str] = ()) -
     located = locate_tensors(directory, config)
     files = fates_of(directory, grown={CONFIG, *located.files})
     check_adapter(directory, files)
-    tensors = {n: t for n, t in located.tensors.items() if not re.fullmatch(family.buffers, n)}
+    wrapped = unwrap(located.tensors)
+    plain = {wrapped.plain[name]: tensor for name, tensor in located.tensors.items()}
+    tensors = {n: t for n, t in plain.items() if not re.fullmatch(family.buffers, n)}
     _check_dtypes(tensors)
     is_base = not any(name.startswith(family.prefix) for name in tensors)
     tensors = {_name_in_table(name, family, is_base): t for name, t in tensors.items()}
-    notes = located.notes
+    notes = located.notes + (wrapped.note,) * bool(wrapped.note)
     if architecture.tied_embeddings:
         tied = read_tied(tensors, family)
         tensors = tied.tensors
@@ -113,13 +120,15 @@ def open_checkpoint(directory: Path, ignore_config_keys: Collection[str] = ()) -
         if not tied.is_tied:
             config = {**config, "tie_word_embeddings": False}
             architecture = read_config(config, family)
+    family = with_task_heads(family, tensors, config, architecture.embed_dim)
+    architecture = read_config(config, family)
     _check_output_layer(tensors, family, architecture)
     specs = {name: tensor.spec for name, tensor in tensors.items()}
     parameters = family.blueprint.parameters(specs, architecture)
     _check_kinds(parameters, family, architecture)
     _check_vocabulary(parameters, specs, architecture)
     return Checkpoint(
-        directory, config, family, architecture, tensors, parameters, is_base, files, notes
+        directory, config, family, architecture, tensors, parameters, is_base, wrapped, files, notes
     )
 
 
@@ -131,7 +140,7 @@ def _check_output_layer(
     tensors: Mapping[str, StoredTensor], family: Family, architecture: Architecture
 ) -> None:
     head = output_layer(family)
-    if not architecture.tied_embeddings and head not in tensors:
+    if not architecture.tied_embeddings and head not in tensors and not task_heads(family):
         raise CheckpointFileError(
             f"no tensor of the checkpoint is {head}: it holds the body alone. Load it as a "
             f"{family.model_class} in transformers, which adds an output layer, save that and grow "
@@ -159,7 +168,8 @@ def _check_kinds(
     kinds = {parameter.rule.path for parameter in parameters.values()}
     for rule in family.tensors:
         is_said = in_reference.issuperset(rule.reference)
-        if rule.path not in kinds and is_said:
+        instead = rule.path == output_layer(family) and task_heads(family)
+        if rule.path not in kinds and is_said and not instead:
             raise CheckpointFileError(f"no tensor of the checkpoint is {rule.path}")
         if rule.path in kinds and not is_said:
             raise CheckpointFileError(

@@ -133,7 +133,7 @@ def test_what_is_not_the_same_function_is_found_by_either_judge(
     assert verified.judge.startswith(judge)
     assert verified.exact <= 1e-12
     assert verified.stored <= 1e-6
-    assert (verified.run is None) == bool(verified.note) == (judge != "transformers")
+    assert (verified.run is None) == bool(verified.notes) == (judge != "transformers")
     fault(monkeypatch)
     with pytest.raises(VerificationError, match=r"logits differ by \d\.\de-0\d"):
         expand_checkpoint(tmp_path / "source", tmp_path / "grown", embed_dim=36, num_layers=3)
@@ -155,6 +155,9 @@ def test_rounding_is_told_from_error(tmp_path, monkeypatch):
     assert wide.dtypes == ("float32", "float32")
     assert 1e-4 <= kept.floor <= 3e-2  # what bfloat16 makes of the source by itself
     assert kept.run <= 4 * kept.floor + kept.stored
+    assert "with --dtype=float32 less" in str(kept)
+    assert not wide.notes
+    assert not powers.notes
 
 
 UNMET = {

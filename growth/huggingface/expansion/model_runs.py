@@ -21,6 +21,7 @@ from growth.huggingface.expansion.transformers_models import (
     generate_greedily,
     load_model,
 )
+from growth.huggingface.task_heads import task_heads
 
 
 class Text(NamedTuple):
@@ -72,7 +73,12 @@ def outputs_in_float64(files: ModelFiles, tokens: np.ndarray) -> np.ndarray:
         return reference_logits(files, tokens)
     with float64_everywhere():
         model = streamed_model(
-            files.config, list(files.parameters), files.read, "float64", exact=True
+            files.config,
+            list(files.parameters),
+            files.read,
+            "float64",
+            optional=task_heads(files.family),
+            exact=True,
         )
         return compute_outputs(model, tokens)
 
@@ -90,7 +96,13 @@ def answer_as_loaded(files: ModelFiles, text: Text, *, whole: bool) -> Answer:
       Exception: whatever transformers raises if it cannot load or run it.
     """
     if not whole:
-        model = streamed_model(files.config, list(files.names), files.read_named, files.dtype)
+        model = streamed_model(
+            files.config,
+            list(files.names),
+            files.read_named,
+            files.dtype,
+            optional=task_heads(files.family),
+        )
         return Answer(compute_outputs(model, text.tokens), None)
     model = load_model(files.directory, files.dtype)
     outputs = compute_outputs(model, text.tokens)

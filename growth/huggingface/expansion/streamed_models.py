@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,13 @@ class _Parts(NamedTuple):
 
 
 def streamed_model(
-    config: Config, names: Sequence[str], read: ReadTensor, dtype: str, *, exact: bool = False
+    config: Config,
+    names: Sequence[str],
+    read: ReadTensor,
+    dtype: str,
+    *,
+    optional: Collection[str] = (),
+    exact: bool = False,
 ) -> Any:
     """The model of a checkpoint, ready to be called, whose numbers are read when they are needed.
 
@@ -54,6 +60,7 @@ def streamed_model(
       names: the names of its tensors in files.
       read: gives each of them.
       dtype: that of the parameters, such as "float64".
+      optional: those of them that the library may leave out.
       exact: whether it is the judge of a growth step. The fast implementation of experts knows no
         float64, so that a plain one is taken.
 
@@ -62,7 +69,7 @@ def streamed_model(
       Exception: whatever transformers raises if it cannot make the model.
     """
     model = _empty_model(config, dtype, exact)
-    parts = _parts_of_parameters(model, names)
+    parts = _parts_of_parameters(model, names, optional)
     # Tied parameters are one, and have one of their names in the files.
     everywhere = list(model.named_parameters(remove_duplicate=False))
     found = {id(value): parts[name] for name, value in everywhere if name in parts}
@@ -189,7 +196,9 @@ def _tensor(read: ReadTensor, rows: np.ndarray | None, name: str) -> Any:
         return torch.from_numpy(array)
 
 
-def _parts_of_parameters(model: Any, names: Sequence[str]) -> dict[str, _Parts]:
+def _parts_of_parameters(
+    model: Any, names: Sequence[str], optional: Collection[str]
+) -> dict[str, _Parts]:
     """What each parameter of a model is made of, as the library loads it."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     loaded_as = _loader(model, parameters)
@@ -201,7 +210,7 @@ def _parts_of_parameters(model: Any, names: Sequence[str]) -> dict[str, _Parts]:
             parts.setdefault(parameter, _Parts(parameter, [], converter)).names.append(
                 (name, pattern)
             )
-        else:
+        elif name not in optional:
             unknown.append(name)
     if unknown:
         raise UnloadableError(f"transformers would leave out {some_of(unknown)}")

@@ -73,9 +73,13 @@ def compute_outputs(model: Any, tokens: np.ndarray) -> np.ndarray:
     """
     import torch
 
+    # Heads for sequences read the last token that is no padding, of one if they know no padding.
+    one_by_one = getattr(model.config, "pad_token_id", None) is None
+    rows = torch.from_numpy(tokens).split(1 if one_by_one else len(tokens))
     with torch.no_grad():
-        given = model(torch.from_numpy(tokens), use_cache=False)
-    outputs = given["logits" if "logits" in given else "last_hidden_state"]
+        given = [model(row, use_cache=False) for row in rows]
+    name = "logits" if "logits" in given[0] else "last_hidden_state"
+    outputs = torch.cat([part[name] for part in given])
     if outputs.dtype != torch.float64:
         outputs = outputs.to(torch.float32)
     return outputs.numpy()

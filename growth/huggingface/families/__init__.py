@@ -57,10 +57,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def _check_model_class(architectures: Any, family: Family) -> None:
-    """Refuses a model with the head of another task, which growth knows nothing of."""
+    """Refuses a model with the head of a task, which growth knows nothing of.
+
+    It knows those for sequences and tokens, see `growth.huggingface.task_heads`.
+    """
     if not architectures or not isinstance(architectures, list):
         return
-    known = family.model_class, family.body_class
+    stem = family.body_class.removesuffix("Model")
+    tasks = (f"{stem}For{task}Classification" for task in ("Sequence", "Token"))
+    known = family.model_class, family.body_class, *tasks
     if not {name.lower() for name in known} & {str(name).lower() for name in architectures}:
         raise FamilyError(
             f"config.json says architectures {shown(architectures)}, but what grows is a "
