@@ -173,4 +173,4 @@ def _compiled_step(
 
 def _report(config: TrainConfig, workdir: Path) -> Path:
     records = read_metrics(workdir / FILE_NAME)
-    return write_report(workdir, title=workdir.name, stages=config.stages, records=records)
+    return write_report(workdir, title=workdir.name, config=config, records=records)
