@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import growth
+from growth.blueprints.inference.guessing import guesses
 from tests.helpers import foreign_models, foreign_stacks, networks
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +137,22 @@ def errors(cells: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def inferred(model: Any) -> str:
+    """How far the blueprint is found from names and shapes, at sizes that all differ."""
+    architecture = model.architecture.replace(
+        vocab_size=101, max_length=31, embed_dim=34, num_layers=3, qk_dim=14, v_dim=11, mlp_dim=58
+    )
+    shapes = jax.eval_shape(lambda: model.init(architecture))
+    found = guesses(shapes, architecture)
+    still = [f"`{guess.path}`" for guess in found if not guess.sure]
+    if not still:
+        return "`growth.Blueprint.infer` finds it from names and shapes."
+    return (
+        f"`growth.Blueprint.infer` finds {len(found) - len(still)} of {len(found)} kinds of arrays "
+        f"from names and shapes, and {', '.join(still)} where it is given the model's function."
+    )
+
+
 def main() -> None:
     """Measures and writes."""
     spawning = multiprocessing.get_context("spawn")
@@ -153,6 +170,7 @@ def main() -> None:
             f"## {name[0].upper()}{name[1:]}",
             comment,
             f"```python\n{blueprint(model.blueprint.rules)}\n```",
+            inferred(model),
             f"Measured at {model.architecture.replace(num_layers=1)}:",
             errors(cells),
             f"The model:\n\n```python\n{source}\n```",

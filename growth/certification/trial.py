@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 
 from growth.architecture import Architecture
+from growth.blueprints import pytrees
 from growth.blueprints.inference.guessing import Guess, readings_of_trees
 from growth.blueprints.inference.listing import listing
 from growth.blueprints.inference.trials import Apply
@@ -53,7 +54,9 @@ def try_out(
 
     Raises:
       BlueprintError: no reading keeps the function, or the model runs at no other size.
+      InputError: a leaf of the tree is no array; it is named.
     """
+    pytrees.shapes(tree)
     if not all(guess.readings for guess in guesses):
         return list(guesses)
     trees = readings_of_trees(guesses, architecture, at_most=_AT_MOST)
@@ -65,41 +68,47 @@ def try_out(
         ]
     with jax.enable_x64(True):
         model = TrialModel(tree, architecture, apply, inputs)
-        left, undecided = _survivors(model, guesses, trees)
+        left, unseen = _survivors(model, guesses, trees)
     result = []
     for place, guess in enumerate(guesses):
         readings = tuple(dict.fromkeys(chosen[place] for chosen in left))
-        if not undecided:
-            readings = readings[:1]
-        result.append(dataclasses.replace(guess, readings=readings, doubts=()))
+        # What was run is decided: where several readings are left, they grow the model alike.
+        doubts = guess.doubts if unseen else ()
+        kept = readings if unseen else readings[:1]
+        result.append(dataclasses.replace(guess, readings=kept, doubts=doubts))
     return result
 
 
 def _survivors(
     model: TrialModel, guesses: Sequence[Guess], trees: Sequence[Readings]
-) -> tuple[list[Readings], bool]:
+) -> tuple[list[Readings], list[str]]:
     """The readings of the tree that keep the function, the likeliest first.
 
-    Also whether a step that tells them apart could not be run.
+    Also the axes whose growth could not be run, and tells these readings apart.
     """
     steps = _steps(model.architecture)
-    failed: dict[str, str] = {}
     if len(trees) <= _AT_ONCE:
         plan = _all_steps(model.architecture)(model.architecture)
         try:
             found = model.errors(plan, guesses, trees)
             if exact := [chosen for chosen in trees if found[chosen] <= model.tolerance]:
-                return model.most_alive(plan, guesses, exact), False
+                return model.most_alive(plan, guesses, exact), []
         except NotRunError:
             pass  # it may run with some of them
-    left, undecided = list(trees), False
-    for name, step in steps.items():
+    left = list(trees)
+    failed: dict[str, str] = {}
+    ran: set[str] = set()
+    for name, step in (steps | _coupled_steps(model.architecture)).items():
+        axes = {*name.split(" and ")}
+        if len(axes) > 1 and not axes & {*failed}:
+            continue  # each of them was run alone
         plan = step(model.architecture)
         try:
             found = model.errors(plan, guesses, left)
         except NotRunError as error:
             failed[name] = str(error)
             continue
+        ran |= axes
         exact = [chosen for chosen in left if found[chosen] <= model.tolerance]
         if not exact:
             best = min(found, key=found.__getitem__)
@@ -110,13 +119,12 @@ def _survivors(
                 f"it? What was assumed:\n{listing(_with(guesses, best))}"
             )
         left = model.most_alive(plan, guesses, exact)
-    if len(failed) == len(steps):
+    if not ran:
         why = "; ".join(f"{name}: {text}" for name, text in failed.items())
         raise BlueprintError(f"the model could be run at no other size, so nothing decides: {why}")
-    for name in failed:
-        plan = steps[name](model.architecture)
-        undecided |= model.tells_apart(plan, guesses, left)
-    return left, undecided
+    unseen = [name for name in steps if name not in ran]
+    plans = {name: steps[name](model.architecture) for name in unseen}
+    return left, [name for name in unseen if model.tells_apart(plans[name], guesses, left)]
 
 
 def _with(guesses: Sequence[Guess], chosen: Readings) -> list[Guess]:
@@ -133,7 +141,7 @@ def _steps(architecture: Architecture) -> dict[str, Transformation]:
     steps: dict[str, Transformation] = {
         "mlp_dim": mlp_expansion(tuple(s.mlp_dim + 3 for s in layers)),
         "num_heads": head_addition(tuple((g + 1) * r for g, r in heads)),
-        "v_dim": heads_expansion(tuple(s.v_dim + 1 for s in layers)),
+        "v_dim": heads_expansion(tuple(s.v_dim + 2 for s in layers)),
         "qk_dim": attention_expansion(tuple(s.qk_dim + 2 for s in layers)),
         "embed_dim": hidden_dimension_expansion(architecture.embed_dim * 3 // 2),
     }
@@ -142,6 +150,19 @@ def _steps(architecture: Architecture) -> dict[str, Transformation]:
         steps["queries of a group"] = head_addition(each, tuple(g for g, _ in heads))
     steps["num_layers"] = layer_addition(1, position=0)
     return {name: step for name, step in steps.items() if _is_possible(step, architecture)}
+
+
+def _coupled_steps(architecture: Architecture) -> dict[str, Transformation]:
+    """Steps of models in which one size follows from another, named after both."""
+    heads = tuple(2 * s.num_heads for s in architecture.layers)
+    steps = _steps(architecture)
+    found = {}
+    if {"qk_dim", "v_dim"} <= {*steps}:
+        found["qk_dim and v_dim"] = compose(steps["qk_dim"], steps["v_dim"])
+    if {"embed_dim", "num_heads"} <= {*steps}:  # heads are embed_dim / num_heads wide
+        wider = hidden_dimension_expansion(2 * architecture.embed_dim)
+        found["embed_dim and num_heads"] = compose(wider, head_addition(heads))
+    return found
 
 
 def _all_steps(architecture: Architecture) -> Transformation:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from growth.architecture import Architecture
 from growth.blueprints import pytrees
@@ -31,6 +30,9 @@ Readings = tuple[Reading, ...]
 
 # What float64 rounds to is far below; what a wrong reading changes is far above.
 _EXACT = 1e-9
+
+# A free side has a gradient at the second step, when the other side is zero no more.
+_STEPS = 3
 
 
 class NotRunError(Exception):
@@ -121,12 +123,19 @@ class TrialModel:
         return [c for key, members in kinds.items() if dead[key] == fewest for c in members]
 
     def _dead(self, plan: GrowthPlan, guesses: Sequence[Guess], chosen: Readings) -> int:
-        tree = self._built(plan, guesses, chosen, self._all_grown(plan, guesses, chosen))
-        blueprint = _blueprint(guesses, chosen)
-        is_new = trainability.new_entries(tree, plan, blueprint)
-        gradient = self._gradient(plan.target)
-        report = trainability.observe(gradient, tree, plan, blueprint, is_new, optax.adam(1e-3))
-        return sum(report.dead.values())
+        """How many entries have no gradient at any of the first steps."""
+        grown = self._all_grown(plan, guesses, chosen)
+        leaves, treedef = jax.tree.flatten(self._built(plan, guesses, chosen, grown))
+        alive = [np.zeros(np.shape(leaf), bool) for leaf in leaves]
+        for _ in range(_STEPS):
+            gradient = jax.tree.leaves(
+                self._gradient(plan.target)(jax.tree.unflatten(treedef, leaves))
+            )
+            slopes = [np.asarray(slope, np.float64) for slope in gradient]
+            small = [trainability.ROUNDING * np.abs(slope).max(initial=0) for slope in slopes]
+            alive = [a | (np.abs(g) > s) for a, g, s in zip(alive, slopes, small, strict=True)]
+            leaves = [leaf - 1e-3 * np.sign(g) for leaf, g in zip(leaves, slopes, strict=True)]
+        return sum(int((~entries).sum()) for entries in alive)
 
     @functools.cache  # noqa: B019 (a model lives as long as its trial)
     def _gradient(self, architecture: Architecture) -> Callable[[Params], Params]:

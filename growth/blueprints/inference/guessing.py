@@ -216,7 +216,7 @@ def _agreeing(
     trees = list(_trees(kinds, [found[i] for i in places], architecture, _AT_MOST))
     lowest = min((cost for cost, _, _ in trees), default=(0, 0))
     best = [(chosen, objections) for cost, chosen, objections in trees if cost == lowest]
-    hard = [o for o in best[0][1] if o.hard] if best else []
+    hard = dict.fromkeys(o for _, objections in best for o in objections if o.hard)
     too_many = math.prod(len(found[i]) for i in places) > _AT_MOST
     for i, proposal in enumerate(proposals):
         if i not in places:
