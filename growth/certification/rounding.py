@@ -8,7 +8,6 @@ multiplies, and so rounds anew what a mere change of order rounds alike.
 from collections.abc import Callable, Collection
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from growth.architecture import Architecture
@@ -16,7 +15,7 @@ from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
 from growth.expansion.role_views import RoleView, layout_of
 from growth.rules.tolerances import LARGEST_ROUNDING, PROMISED
-from growth.types import Params
+from growth.types import Array, Params
 
 # Axes whose order no model knows. One that does, such as the dimensions of the stream where
 # positions are sinusoidal, moves logits by more than rounding, and is left out.
@@ -63,20 +62,20 @@ def permuted(
     """
     parameters = blueprint.parameters(params, architecture)
 
-    def reordered(part: jax.Array, view: RoleView) -> jax.Array:
+    def reordered(part: np.ndarray, view: RoleView) -> np.ndarray:
         for place in (place for place, axis in enumerate(view.axes) if axis in axes):
             # By its length alone: all that belongs to one unit must move together.
             order = np.random.default_rng(part.shape[place]).permutation(part.shape[place])
-            part = jnp.take(part, order, axis=place)
+            part = np.take(part, order, axis=place)
         return part
 
-    def value(leaf: pytrees.Leaf) -> jax.Array:
+    def value(leaf: pytrees.Leaf) -> np.ndarray:
         if leaf.path not in parameters or pytrees.is_empty(leaf.value):
             return leaf.value
-        array = jnp.asarray(leaf.value)
+        array = np.asarray(leaf.value)
         layout = layout_of(parameters[leaf.path], architecture, array.shape)
         parts = zip(layout.split(array), layout.views, strict=True)
-        return layout.join([reordered(part, view) for part, view in parts], jnp.concatenate)
+        return layout.join([reordered(part, view) for part, view in parts], np.concatenate)
 
     return pytrees.build(
         [(leaf.keys, leaf, value(leaf)) for leaf in pytrees.leaves(params)], params
@@ -86,9 +85,10 @@ def permuted(
 def _rounded_anew(params: Params) -> Params:
     """Parameters that differ by half a unit of float32's last place, up or down at random."""
     random = np.random.default_rng(0)
-    half = float(jnp.finfo(jnp.float32).eps) / 2
+    half = float(np.finfo(np.float32).eps) / 2
 
-    def moved(leaf: jax.Array) -> jax.Array:
-        return leaf * (1 + half * random.choice([-1.0, 1.0], size=jnp.shape(leaf)))
+    def moved(leaf: Array) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array + array * (half * random.choice([-1, 1], size=array.shape)).astype(array.dtype)
 
     return jax.tree.map(moved, params)
