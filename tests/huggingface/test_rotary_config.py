@@ -5,9 +5,10 @@ generations and beside them. Here every two of these places say different things
 and the frequencies are those of its module in transformers.
 """
 
-import copy
+import functools
 import importlib
 import itertools
+import json
 import math
 
 import numpy as np
@@ -76,11 +77,17 @@ def configs(name):
 
 def judged(config):
     """The frequencies in transformers; None where it does not load the config."""
+    return judged_text(json.dumps(config))
+
+
+@functools.cache
+def judged_text(text):
+    config = json.loads(text)
     name = config["model_type"]
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     kind = next(v for k, v in vars(module).items() if k.endswith("RotaryEmbedding"))
     try:
-        return kind(CONFIG_MAPPING[name].from_dict(copy.deepcopy(config))).inv_freq.numpy()
+        return kind(CONFIG_MAPPING[name].from_dict(config)).inv_freq.numpy()
     except Exception:
         return None
 
