@@ -332,11 +332,12 @@ def test_a_body_without_an_output_layer(folder):
     assert plan_expansion(directory, mlp_dim=30).source.is_base
 
 
-def test_a_model_with_the_head_of_another_task(folder):
+def test_a_model_with_the_head_of_a_task_that_is_not_known(folder):
+    """Those for sequences and tokens are."""
     directory = folder()
-    edit(directory, architectures=["LlamaForSequenceClassification"])
+    edit(directory, architectures=["LlamaForQuestionAnswering"])
     with pytest.raises(
-        InputError, match=r"LlamaForSequenceClassification.*but what grows is a Lla"
+        InputError, match=r"LlamaForQuestionAnswering.*but what grows is a LlamaFor"
     ):
         plan_expansion(directory, mlp_dim=30)
 
