@@ -122,3 +122,20 @@ def test_what_is_no_array_is_named_where_the_model_is_run():
     tree = mlps(MLPS) | {"rate": 0.1}
     with pytest.raises(growth.InputError, match=r"rate is 0.1, but the leaves of parameters must"):
         Blueprint.infer(tree, MLPS, apply=apply_mlps, inputs=TOKENS % 23)
+
+
+@pytest.mark.full
+def test_names_that_lie_about_arrays_of_one_shape_are_caught():
+    model = BY_HAND["Mixtral"]
+    architecture = shapes_of("Mixtral")[1].replace(num_layers=2, v_dim=14)
+
+    def swapped(tree):
+        layers = [layer | {"wk": layer["wv"], "wv": layer["wk"]} for layer in tree["layers"]]
+        return tree | {"layers": layers}
+
+    def apply(architecture, tree, tokens):
+        return model.apply(architecture, swapped(tree), tokens)
+
+    tree = swapped(jax.eval_shape(lambda: model.init(architecture)))
+    with pytest.raises(BlueprintError, match="changes what the model computes by"):
+        Blueprint.infer(tree, architecture, apply=apply, inputs=TOKENS)
