@@ -45,6 +45,7 @@ def reference_logits(
             one = _one_layer(arch, index)
             layer = Layer(one, one.layers[0], None, jnp.float64)
             x = _apply(layer, _module_parameters(files, one, "layers_0", index), x)
+            x.block_until_ready()  # else the numbers of the next layers are read meanwhile
         if arch.final_norm:
             one = _one_layer(arch, 0)
             norm = Norm(one, None, jnp.float64)

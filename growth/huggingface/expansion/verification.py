@@ -34,7 +34,7 @@ from growth.rules.tolerances import MEASURED_BY_TRANSFORMERS, MEASURED_IN_FLOAT3
 _SEQUENCES, _LENGTH = 2, 256
 _PROMPT, _CONTINUED = 16, 32
 # A text is shorter where it would take more products of tokens and parameters, or more logits.
-_PRODUCTS, _LOGITS = 4e11, 1.6e7
+_PRODUCTS, _LOGITS = 4e11, 8e6
 # Models that take no more bytes are loaded whole, to see them generate.
 _WHOLE = 6e8
 # What is rounded in 32 bits is less than this.
