@@ -125,23 +125,21 @@ def certify(
                 _logits(apply, plan.target, after, batch),
             )
             if dtype in PROMISED:
-                small = functools.partial(_logits, apply, plan.source, batch=batch)
-                rounding = own_rounding(small, before, plan.source, blueprint)
+                logits = functools.partial(_logits, apply, plan.source, batch=batch)
+                rounding = own_rounding(logits, before, plan.source, blueprint)
                 found = dataclasses.replace(found, rounding=rounding)
             preservation[dtype] = found
         broken = [dtype for dtype in preservation if not _is_kept(dtype, preservation[dtype])]
         causes: tuple[str, ...] = ()
         if broken and explain:
-            logits = functools.partial(_logits, apply, batch=batch)
+            any_size = functools.partial(_logits, apply, batch=batch)
             limit = max(PROMISED[broken[0]], preservation[broken[0]].limit_by_rounding)
-            causes = likely_causes(logits, old, plan, blueprint, limit)
+            causes = likely_causes(any_size, old, plan, blueprint, limit)
         drift: tuple[float, ...] = ()
         if residual_stream is not None:
-            streams = (
-                residual_stream(plan.source, old, batch),
-                residual_stream(plan.target, exact, batch),
-            )
-            drift = _drift(*streams, plan)
+            stream = jax.jit(residual_stream, static_argnums=0)
+            small, large = stream(plan.source, old, batch), stream(plan.target, exact, batch)
+            drift = _drift(small, large, plan)
         gradient = jax.jit(jax.grad(loss))
         is_new = trainability.new_entries(grown, plan, blueprint)
         gradients = None
@@ -152,7 +150,7 @@ def certify(
         deviation = _deviation(grown, exact)
     update = None
     if tx is not None:
-        state = tx.init(grown) if opt_state is None else opt_state
+        state = jax.jit(tx.init)(grown) if opt_state is None else opt_state
         update = _first_update(tx, state, gradient(grown), grown, is_new)
         update = (update[0] / learning_rate, update[1] / learning_rate)
     problems = tuple(_problems(preservation, drift, deviation, gradients))
@@ -174,7 +172,8 @@ def _next_token_loss(
 
 
 def _with_dtype(tree: Params, dtype: str) -> Params:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
+    # By numpy: nothing to compile for each shape.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(dtype)), tree)
 
 
 def _is_kept(dtype: str, found: Preservation) -> bool:
@@ -219,7 +218,7 @@ def _first_update(
     grown: Params,
     is_new: Mapping[str, np.ndarray],
 ) -> tuple[float, float]:
-    updates, _ = tx.update(gradient, state, grown)
+    updates, _ = jax.jit(tx.update)(gradient, state, grown)
     sizes = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(updates)]
     masks = [is_new[leaf.path] for leaf in pytrees.leaves(grown)]
     largest = [

@@ -16,10 +16,10 @@ from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, target_accounts
 from growth.expansion.blocks import Kind
-from growth.expansion.jax_backend import mask
+from growth.expansion.numpy_backend import mask
 from growth.rules.axes import AXES
 from growth.rules.growth_plan import GrowthPlan
-from growth.types import Params
+from growth.types import OptState, Params
 
 # A layer, None for the stream's own dimensions, and an axis.
 _Home = tuple[int | None, str]
@@ -57,7 +57,7 @@ def new_entries(grown: Params, plan: GrowthPlan, blueprint: Blueprint) -> dict[s
       blueprint: what the parameters are.
     """
     accounts = target_accounts(grown, plan, blueprint)
-    return {path: ~np.asarray(mask(a, (Kind.OLD,))) for path, a in accounts.items()}
+    return {path: ~mask(array, (Kind.OLD,)) for path, array in accounts.items()}
 
 
 def observe(
@@ -78,12 +78,17 @@ def observe(
       is_new: from `new_entries`.
       tx: the optimizer.
     """
-    state = tx.init(grown)
-    here, gradients = grown, []
-    for _ in range(3):
+
+    @jax.jit  # operation by operation it would be compiled for each shape of an array
+    def step(here: Params, state: OptState, slopes: Params) -> tuple[Params, OptState]:
+        updates, state = tx.update(slopes, state, here)
+        return optax.apply_updates(here, updates), state
+
+    here, state = grown, jax.jit(tx.init)(grown)
+    gradients = [gradient(here)]
+    for _ in range(2):
+        here, state = step(here, state, gradients[-1])
         gradients.append(gradient(here))
-        updates, state = tx.update(gradients[-1], state, here)
-        here = optax.apply_updates(here, updates)
     accounts = target_accounts(grown, plan, blueprint)
     new: dict[str, int] = {}
     dead: dict[str, int] = {}

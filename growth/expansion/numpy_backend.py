@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -122,6 +122,17 @@ def fold(
                     _write_old(unit, source(name, block), block)
                 into[...] = mean(units, 0)[0]
     return result
+
+
+def mask(array: ArrayAccount, kinds: Collection[Kind]) -> np.ndarray:
+    """Which entries of an array are of some kinds: booleans of its shape."""
+    views = []
+    for view, blocks in zip(array.layout.views, array.blocks, strict=True):
+        inside = np.zeros(view.shape, bool)
+        for block in (block for block in blocks if block.kind in kinds):
+            part_of(inside, block.target)[...] = True
+        views.append(inside)
+    return array.layout.join(views, np.concatenate)
 
 
 def mean(array: Float[np.ndarray, "..."], place: int) -> Float[np.ndarray, "..."]:
