@@ -119,7 +119,8 @@ def _init_values(
         if isinstance(method, Copy):
             assert key is not None
             arrays = account.of_source(params)
-            values[method] = copies(arrays, key=key, signal_to_noise=method.signal_to_noise)
+            ratio = method.signal_to_noise
+            values[method] = copies(account, arrays, key=key, signal_to_noise=ratio)
             continue
         if fresh is None:
             assert key is not None

@@ -37,7 +37,9 @@ def expand_optimizer_state(
     """Carries the state of an optimizer to the larger architecture of a plan.
 
     What is valued like parameters gets the very values of the grown ones. Moments of old entries
-    are what the grown network's own gradients would have made of them. Counts, rates and keys stay.
+    are what the grown network's own gradients would have made of them; but where a norm over many
+    gradients clips them, or is a moment itself, they are approximate, since new entries have
+    gradients, too. Counts, rates and keys stay.
     The result has the structure, shapes and dtypes of `tx.init(grown)`; where the leaves of
     `opt_state` are in variables, as `nnx.Optimizer` has them, its own are, too. Pure, and
     compatible with `jax.jit`.

@@ -1,6 +1,7 @@
 """Free values: chosen by transformation and role, copied with noise, or made by gradients."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,28 @@ def test_noise_on_copies_has_the_size_that_was_asked_for():
         grown = growth.expand(random_parameters(architecture), plan, key=KEY, init=f"copy:{ratio}")
         new = np.asarray(grown["layers_0"]["mlp"]["up"]["kernel"])[0, :, 400:]
         np.testing.assert_allclose(kernel.std() / (new - kernel).std(), ratio, rtol=0.05)
+
+
+def test_noise_of_all_blocks_is_drawn_by_one_program(monkeypatch):
+    """Compiling a generator for each takes a second; how they are drawn does not change a bit."""
+    key = jax.random.key(7, impl="threefry2x32")
+    plan = networks.all_steps(ARCHITECTURES["llama"])(ARCHITECTURES["llama"])
+    account = source_account(source("llama"), plan, blueprint(plan.source))
+
+    def generators():
+        jaxpr = jax.make_jaxpr(lambda key: list(init_values._noise(account, key).values()))(key)
+        return str(jaxpr).count(" random_bits[")
+
+    together = init_values._noise(account, key)
+    assert len(together) > 15
+    assert generators() == 1
+    monkeypatch.setattr(init_values, "_SMALL", 0)
+    assert generators() > 10  # those of one shape are shared
+    alone = init_values._noise(account, key)
+    for (name, shape), noise in together.items():
+        np.testing.assert_array_equal(noise, alone[name, shape])
+        of_block = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        np.testing.assert_array_equal(noise, jax.random.normal(of_block, shape))
 
 
 STEPS = {
