@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from growth import files
 from growth.errors import InputError
 from growth.training.array_digests import array_digests, array_shapes
-from growth.training.damage import digest_of_json, is_of_the_machine
+from growth.training.damage import digest_of_json, is_of_the_machine, quiet_tasks
 
 Pytree = Any
 
@@ -170,8 +170,8 @@ class Checkpoints:
           InputError: the disk is full, or was for the checkpoint before this one.
           Exception: the checkpoint before this one could not be written.
         """
-        about: dict[str, Any] = {"metadata": dict(metadata), "iterator": iterator.get_state()}
-        about["step"] = step
+        about: dict[str, Any] = {"metadata": dict(metadata), "step": step}
+        about["iterator"] = iterator.get_state()
         try:
             json.dumps(about)
         except (TypeError, ValueError) as error:
@@ -244,13 +244,16 @@ class Checkpoints:
                 f"the checkpoint at step {step} in {self._directory} does not fit the state that "
                 "it should fill:\n  " + "\n  ".join(lines)
             )
-        try:
-            path = self._directory / str(step)
-            loaded = ocp.load_checkpointables(path, {_STATE: abstract_state})[_STATE]
-        except Exception as error:
-            if is_of_the_machine(error):
-                raise
-            raise self._damaged(step, "its arrays cannot be read") from error
+        with quiet_tasks():
+            try:
+                path = self._directory / str(step)
+                loaded = ocp.load_checkpointables(path, {_STATE: abstract_state})[_STATE]
+            except Exception as error:
+                if is_of_the_machine(error):
+                    raise
+                loaded = None
+        if loaded is None:
+            raise self._damaged(step, "its arrays cannot be read")
         digests = array_digests(loaded)
         wrong = [path for path, digest in about["digests"].items() if digests[path] != digest]
         if wrong:
@@ -277,10 +280,6 @@ class Checkpoints:
                     raise files.full_disk(writing.path, writing.num_bytes) from error
                 raise
 
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self.wait()
-
     def __enter__(self) -> Self:
         return self
 
@@ -290,7 +289,7 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.wait()
 
     def _read(self, step: int) -> dict[str, Any]:
         """What the checkpoint at `step` says of itself."""
@@ -317,9 +316,8 @@ class Checkpoints:
         return about
 
     def _damaged(self, step: int, what: str) -> DamagedError:
-        return DamagedError(
-            f"the checkpoint at step {step} in {self._directory} is damaged: {what}"
-        )
+        where = f"the checkpoint at step {step} in {self._directory}"
+        return DamagedError(f"{where} is damaged: {what}")
 
     def _remove_unfinished(self) -> None:
         """Removes what a run left that was killed, or whose disk was full, while it saved.
