@@ -14,6 +14,7 @@ from growth.training.data.dataset import load_dataset
 from growth.training.loop import train, train_stage
 from growth.training.mesh import make_mesh
 from growth.training.optimization import make_optimizer
+from growth.training.report.metrics import read_metrics
 from growth.training.run.divergence import Judge
 from growth.training.run.restore import load_model, open_run
 from growth.training.run.stopping import STOPPED
@@ -51,10 +52,11 @@ def killed_after(step, uninterrupted, workdir):
 
 def reproducible(workdir):
     """The records of a run, without times."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    times = {"seconds", "tokens_per_second", "clock"}
     return [
-        {n: v for n, v in json.loads(line).items() if n not in ("seconds", "tokens_per_second")}
-        for line in lines
+        {name: value for name, value in record.items() if name not in times}
+        for record in read_metrics(workdir / "metrics.jsonl")
+        if record["kind"] != "start"
     ]
 
 
