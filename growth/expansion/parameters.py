@@ -60,7 +60,8 @@ def expand(
     Raises:
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
       InputError: `key`, `fresh` or `loss` is needed and was not given, `init` says nothing known,
-        or values of `fresh` are zero where they would never learn.
+        or values of `fresh`, or what would be copied, are zero where they would never learn. Units
+        of a ReLU that are never active are copied as they are; `growth.certify` finds such copies.
 
     Examples:
       >>> import growth, jax
@@ -86,8 +87,10 @@ def expand(
     _check_arguments(key, blueprint, fresh, loss, policy)
     account = source_account(params, plan, blueprint_for(plan.source, blueprint))
     if fresh is not None and not _is_traced((params, fresh)):
-        _refuse_zeros(_zeros(fresh, account))
+        _refuse_zeros(_zeros(fresh, account), "fresh is zero")
     grown = _expand(params, fresh, key, account, policy)
+    if policy.needs(Copy) and not _is_traced((params, fresh, key)):
+        _refuse_zeros(_zeros(grown, account), "what would be copied is zero")
     if policy.needs(GradMax):
         assert loss is not None
         grown = maximize_first_gradient(account, params, grown, loss, policy)
@@ -169,11 +172,11 @@ def _zeros(fresh: Params, account: TreeAccount) -> dict[str, jax.Array]:
     return found
 
 
-def _refuse_zeros(found: Mapping[str, jax.Array]) -> None:
+def _refuse_zeros(found: Mapping[str, jax.Array], what: str) -> None:
     zero = [place for place, is_zero in jax.device_get(found).items() if is_zero]
     if zero:
         raise InputError(
-            f"fresh is zero in {'; '.join(zero)}: what that is multiplied with is zero already, "
+            f"{what} in {'; '.join(zero)}: what that is multiplied with is zero already, "
             f"and neither would ever get a gradient"
         )
 

@@ -153,6 +153,21 @@ def test_noise_on_copies_has_the_size_that_was_asked_for():
         np.testing.assert_allclose(kernel.std() / (new - kernel).std(), ratio, rtol=0.05)
 
 
+@pytest.mark.parametrize("part", ["value", "up"])
+def test_copies_of_zeros_are_refused_for_they_would_never_learn(part):
+    """A layer that was never trained, or pruned: its copy would have zeros on both sides."""
+    architecture = ARCHITECTURES["paper"].replace(num_layers=1)
+    params = random_parameters(architecture)
+    module = "attention" if part == "value" else "mlp"
+    layer = params["layers_0"][module]
+    layer[part] = jax.tree.map(np.zeros_like, layer[part])
+    plan = growth.layer_addition(1)(architecture)
+    with pytest.raises(
+        InputError, match=f"what would be copied is zero in .*{part}/kernel, new along layers"
+    ):
+        growth.expand(params, plan, key=KEY, init="copy")
+
+
 def test_noise_of_all_blocks_is_drawn_by_one_program(monkeypatch):
     """Compiling a generator for each takes a second; how they are drawn does not change a bit."""
     key = jax.random.key(7, impl="threefry2x32")
