@@ -29,7 +29,12 @@ from growth.huggingface.expansion.model_runs import (
 )
 from growth.huggingface.expansion.planning import CheckpointExpansion
 from growth.huggingface.tensor_files import DTYPES
-from growth.rules.tolerances import MEASURED_BY_TRANSFORMERS, MEASURED_IN_FLOAT32, PROMISED
+from growth.rules.tolerances import (
+    MEASURED_BY_TRANSFORMERS,
+    MEASURED_IN_FLOAT32,
+    PROMISED,
+    ROUNDING_MARGIN,
+)
 
 _SEQUENCES, _LENGTH = 2, 256
 _PROMPT, _CONTINUED = 16, 32
@@ -253,7 +258,7 @@ def _problems(
 ) -> tuple[str, ...]:
     """What is not as it must be."""
     # Rounding is no error. Where it makes much of the smaller model already, it may of the larger.
-    rounded = 4 * (floor or 0.0)
+    rounded = ROUNDING_MARGIN * (floor or 0.0)
     limit = max(rounded, *(MEASURED_IN_FLOAT32[dtype] for dtype in dtypes))
     judged = [
         ("grown in float64", exact, PROMISED["float64"]),
