@@ -89,7 +89,7 @@ def expand(
     if fresh is not None and not _is_traced((params, fresh)):
         _refuse_zeros(_zeros(fresh, account), "fresh is zero")
     grown = _expand(params, fresh, key, account, policy)
-    if policy.needs(Copy) and not _is_traced((params, fresh, key)):
+    if policy.needs(Copy) and not _is_traced(grown):
         _refuse_zeros(_zeros(grown, account), "what would be copied is zero")
     if policy.needs(GradMax):
         assert loss is not None
