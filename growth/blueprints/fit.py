@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.blueprints.notation import BlueprintError, Rule
+from growth.blueprints.notation import COLLECTION, BlueprintError, Rule
 from growth.blueprints.parameters import Parameter, dim_size, misfits, siblings, size
 
 _SHOWN = 20
@@ -110,7 +110,7 @@ def unmatched(paths: Sequence[str], rules: Sequence[tuple[Any, ...]]) -> Iterato
 
 def _nearest(path: str, patterns: Sequence[str]) -> str:
     """The rule whose path is most like one, and where they differ; nothing where none is."""
-    given = path.removeprefix("params/").split("/")
+    given = path.removeprefix(COLLECTION).split("/")
 
     def differences(pattern: str) -> list[tuple[str, str]]:
         wanted = pattern.split("/")

@@ -56,7 +56,7 @@ class TrialModel:
         random = np.random.default_rng(0)
         self._tree = jax.tree.map(functools.partial(_random_like, random), tree)
         self._arrays = {
-            leaf.path.removeprefix("params/"): np.asarray(leaf.value)
+            leaf.name: np.asarray(leaf.value)
             for leaf in pytrees.leaves(self._tree)
             if hasattr(leaf.value, "shape")
         }

@@ -68,7 +68,7 @@ def guesses(tree: ParamsLike, architecture: Architecture, axes: ParamsLike = Non
     """
     kinds = paths.kinds(paths.arrays(tree), architecture)
     named = {
-        leaf.path.removeprefix("params/"): " ".join(leaf.value)
+        leaf.name: " ".join(leaf.value)
         for leaf in pytrees.leaves(axes or {})
         if not pytrees.is_empty(leaf.value) or leaf.value == ()
     }

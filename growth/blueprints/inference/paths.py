@@ -89,7 +89,7 @@ class Kind:
 def arrays(tree: ParamsLike) -> dict[str, tuple[int, ...]]:
     """The shape of each array of a tree by path; whatever is no array is passed over."""
     return {
-        leaf.path.removeprefix("params/"): tuple(leaf.value.shape)
+        leaf.name: tuple(leaf.value.shape)
         for leaf in pytrees.leaves(tree)
         if not pytrees.is_empty(leaf.value) and hasattr(leaf.value, "shape")
     }
