@@ -170,7 +170,7 @@ def test_one_array_cannot_hold_layers_of_unequal_shape():
 def test_what_is_stacked_along_a_dimension_of_its_own_must_stay_of_one_shape():
     blueprint = Blueprint([("qkv", ("query", "key", "value"), "role embed kv_heads qk")])
     architecture = ARCHITECTURE.replace(num_heads=2, v_dim=4)
-    tree = {"qkv": np.zeros((3, 6, 2, 4), np.float32)}
+    tree = {"qkv": np.ones((3, 6, 2, 4), np.float32)}
     blueprint.check(tree, architecture)
     for step in (growth.attention_expansion(6), growth.heads_expansion(6)):
         with pytest.raises(BlueprintError, match=r"qkv: \(qk\) must be the same for all that the"):
