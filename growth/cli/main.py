@@ -121,8 +121,8 @@ def _missing(error: MissingArgumentError) -> str:
 def _run(chosen: Any) -> int:
     from absl import logging
 
-    # What libraries tell is not what a command says.
-    logging.set_verbosity(logging.WARNING)
+    # What libraries tell is not what a command says: what fails is raised.
+    logging.set_verbosity(logging.FATAL)
     match chosen:
         case flags.Train():
             from growth.cli import train

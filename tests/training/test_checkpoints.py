@@ -13,7 +13,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from growth import files
 from growth.architecture import Architecture
+from growth.errors import InputError
 from growth.training.checkpoints import CheckpointError, Checkpoints, DamagedError
 from growth.training.data.batches import train_iterator
 from growth.training.data.text import Windows
@@ -240,6 +242,31 @@ def test_what_kept_a_checkpoint_from_being_written_is_raised(tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="taken"), Checkpoints(tmp_path / "taken") as checkpoints:
         checkpoints.save(1, new_state(), new_iterator(), METADATA)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_full_disk_is_said_in_a_line_and_what_was_saved_stays(seen, tmp_path, monkeypatch):
+    """Whether it is seen before anything is written, or fills up meanwhile."""
+    disk, state = tmp_path / "disk", {"w": jnp.arange(100.0)}
+    large = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000), jnp.float32)}
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        checkpoints = Checkpoints(disk / "checkpoints")
+        checkpoints.save(1, state, new_iterator(), {})
+        checkpoints.wait()
+        if not seen:
+            monkeypatch.setattr(files, "require_space", lambda *arguments: None)
+        message = r"is full: 400 kB are needed, and \d+ kB are free"
+        with pytest.raises(InputError, match=message), checkpoints:
+            checkpoints.save(2, large, new_iterator(), {})
+        assert [path.name for path in (disk / "checkpoints").iterdir()] == ["1"]
+        assert_same(checkpoints.restore(1, abstract(state)), state)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 KILLED = """
