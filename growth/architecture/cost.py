@@ -81,7 +81,7 @@ def num_parameters(architecture: ArchitectureFields, extra: ExtraParts = NO_EXTR
             "mlp_out": width * mlps,
         }
         total += _attention_weights(arch, layer) + mlps * _mlp_weights(arch, layer)
-        total += _router_weights(arch, extra) + norms * norm
+        total += _router_weights(arch, extra) + norms * norm + 2 * width * arch.branch_gain
         total += sum(size for part, size in biases.items() if arch.has_bias(part))
         normed = {"none": 0, "head": 2 * layer.qk_dim, "all": biases["query"] + biases["key"]}
         total += per_norm * normed[arch.qk_norm]

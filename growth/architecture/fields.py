@@ -99,6 +99,8 @@ class ArchitectureFields:
       rope_theta: base of the rotary frequencies θ^(-2i/width). It grows with `qk_dim`, unless
         `rotary_dim` is given.
       rotary_dim: the columns of a head that are turned, its first; the rest is not. None: all.
+      rotary_interleaved: whether columns 2i and 2i + 1 are turned together (GPT-J, GLM), instead of
+        i and i + width/2.
       rope_scaling: how rotary frequencies are stretched.
       query_scale: what products of queries and keys are multiplied by. None: qk_dim^(-1/2).
       attention_softcap, logit_softcap: c, where x becomes c·tanh(x/c) (Gemma 2). None: nowhere.
@@ -110,6 +112,9 @@ class ArchitectureFields:
         "shared_norm" (GPT-J), or "none": the MLP reads what attention wrote.
       tied_embeddings: whether the output layer is the embedding, transposed.
       scaled_embedding: whether embeddings are multiplied by √embed_dim (Gemma).
+      scaled_logits: whether the products of the output layer are divided by √embed_dim (T5X).
+      branch_gain: whether what attention and MLP give is multiplied by a gain for each dimension
+        before it is added (LayerScale; DINOv2).
       use_bias: True, False, or the parts that have a bias, a subset of `BIASES`. "norm" means
         LayerNorm's bias; RMSNorm has none.
       causal: whether a position sees only itself and the positions before it.
@@ -171,6 +176,9 @@ class ArchitectureFields:
     parallel: str = "none"
     scaled_embedding: bool = False
     patches: Patches | None = None
+    rotary_interleaved: bool = False
+    scaled_logits: bool = False
+    branch_gain: bool = False
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)
@@ -228,6 +236,14 @@ class ArchitectureFields:
         for name in ("rotary_dim", "rope_scaling"):
             if getattr(self, name) is not None and self.position != "rope":
                 raise ArchitectureError(f"{name} is given, but position is {self.position!r}")
+        if self.rotary_interleaved and self.position != "rope":
+            raise ArchitectureError(
+                f"rotary_interleaved is True, but position is {self.position!r}"
+            )
+        if self.branch_gain and self.norm_placement != "pre":
+            raise ArchitectureError(
+                f"branch_gain is True, so norm_placement must be 'pre', not {self.norm_placement!r}"
+            )
         plain = self.norm_placement == "pre" and not self.embed_norm and not self.unit_offset
         if not self.norm_gain and not plain:
             raise ArchitectureError(
@@ -305,6 +321,11 @@ class ArchitectureFields:
     def turns_whole_heads(self) -> bool:
         """Whether rotary positions turn all columns of a head, however wide it is."""
         return self.position == "rope" and self.rotary_dim is None
+
+    @property
+    def turns_halves(self) -> bool:
+        """Whether each column of a head is turned together with one of the head's other half."""
+        return self.turns_whole_heads and not self.rotary_interleaved
 
     def replace(self, **changes: Any) -> Self:
         """This architecture with some fields changed."""

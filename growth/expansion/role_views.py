@@ -154,7 +154,7 @@ def _factors(
             continue
         length = size(axis, architecture, parameter.layers)
         length = fixed[axis] if length is None else length
-        if axis == "qk" and architecture.turns_whole_heads:
+        if axis == "qk" and architecture.turns_halves:
             factors += [("half", 2), ("qk", length // 2)]
         else:
             factors.append((axis, length))

@@ -99,7 +99,7 @@ def _segment(
             continue
         old = size(axis, plan.source, source_layers) or 0
         new = size(axis, plan.target, target.layers) or 0
-        origin_index = _old_index(axis, index, old, new, plan.source.turns_whole_heads)
+        origin_index = _old_index(axis, index, old, new, plan.source.turns_halves)
         if origin_index is None and "layers" not in new_axes:
             new_axes.append(axis)
         indices[axis] = index % old if origin_index is None else origin_index

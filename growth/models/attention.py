@@ -1,5 +1,6 @@
 """Attention with its parameters: queries, keys, values, what norms and turns them, the output."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +51,10 @@ class Attention(nn.Module):
         if arch.position == "rope":
             width = arch.rotary_dim or shape.qk_dim
             frequencies = rotary_frequencies(width, shape.rope_theta, arch.rope_scaling)
-            query, key = rotate(query, frequencies), rotate(key, frequencies)
+            turned = functools.partial(
+                rotate, frequencies=frequencies, interleaved=arch.rotary_interleaved
+            )
+            query, key = turned(query), turned(key)
         mixed = attend(
             query,
             key,

@@ -67,7 +67,10 @@ def attend(
 
 
 def rotate(
-    x: Float[Array, "batch length heads qk"], frequencies: Float64[np.ndarray, "half_width"]
+    x: Float[Array, "batch length heads qk"],
+    frequencies: Float64[np.ndarray, "half_width"],
+    *,
+    interleaved: bool = False,
 ) -> Float[jax.Array, "batch length heads qk"]:
     """Rotary positions: turns columns i and i + width/2 together, by position · frequency i.
 
@@ -76,11 +79,18 @@ def rotate(
       frequencies: [width/2], float64; the first `width` columns are turned, the rest are not. They
         are rounded here, once, so that the old ones among the frequencies of a grown head are the
         old ones to the last bit.
+      interleaved: whether columns 2i and 2i + 1 are turned together instead.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     angles = jnp.arange(x.shape[1], dtype=dtype)[:, None] * jnp.asarray(frequencies, dtype)
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     half = len(frequencies)
-    first, second, rest = jnp.split(x.astype(dtype), [half, 2 * half], axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin, rest]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    if interleaved:
+        pairs, rest = jnp.split(x.astype(dtype), [2 * half], axis=-1)
+        first, second = pairs[..., ::2], pairs[..., 1::2]
+    else:
+        first, second, rest = jnp.split(x.astype(dtype), [half, 2 * half], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        turned = [rearrange(jnp.stack(turned, -1), "... half pair -> ... (half pair)")]
+    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from growth.architecture import Architecture, LayerShape
 from growth.models.attention import Attention
 from growth.models.mlp import MLP
-from growth.models.parts import Norm
+from growth.models.parts import Norm, with_axis_names
 
 
 class Layer(nn.Module):
@@ -46,7 +46,8 @@ class Layer(nn.Module):
             return x, None
         seen = norm(name="attention_norm")(x)
         also_seen = seen if arch.parallel == "shared_norm" else norm(name="mlp_norm")(x)
-        return x + attention(seen) + mlp(also_seen), None
+        attended = self._gained(attention(seen), "attention")
+        return x + attended + self._gained(mlp(also_seen), "mlp"), None
 
     def _add(
         self,
@@ -57,7 +58,17 @@ class Layer(nn.Module):
     ) -> Float[jax.Array, "batch length embed"]:
         placement = self.architecture.norm_placement
         y = norm(name=f"{name}_norm")(x) if placement in ("pre", "sandwich") else x
-        y = branch(y)
+        y = self._gained(branch(y), name)
         if placement in ("closing", "sandwich"):
             y = norm(name=f"{name}_closing_norm")(y)
         return norm(name=f"{name}_norm")(x + y) if placement == "post" else x + y
+
+    def _gained(
+        self, y: Float[jax.Array, "batch length embed"], name: str
+    ) -> Float[jax.Array, "batch length embed"]:
+        """What a branch gives, multiplied by its gain, where there is one."""
+        if not self.architecture.branch_gain:
+            return y
+        init = with_axis_names(nn.initializers.ones, "embed")
+        gain = self.param(f"{name}_gain", init, y.shape[-1:], self.param_dtype)
+        return y * gain.astype(y.dtype)

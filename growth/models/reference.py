@@ -204,6 +204,8 @@ def blueprint(architecture: Architecture) -> Blueprint:
 
 def _role(path: str) -> str:
     *_, module, parameter = ("", *path.split("/"))
+    if parameter in ("attention_gain", "mlp_gain"):
+        return "branch_gain"
     if module in ("query_norm", "key_norm"):
         return "qk_norm"
     if module.endswith("norm"):

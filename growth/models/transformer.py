@@ -61,5 +61,7 @@ class Transformer(Model):
             types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
             axes = ("embed", "vocab")
             logits = linear(arch.vocab_size, axes, bias=False, name="unembed", **types)(x)
+        if arch.scaled_logits:
+            logits /= arch.embed_dim**0.5
         cap = arch.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

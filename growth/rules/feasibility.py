@@ -29,27 +29,39 @@ def embed(architecture: Architecture) -> str | None:
             "the mean of the old ones, and the output layer, being the embedding, would add the "
             "product of two means to every logit"
         )
-    if arch.scaled_embedding and tied_without_norm:
-        return (
-            "with scaled_embedding, tied_embeddings and no final_norm, the embedding shrinks by "
-            "√(h/ĥ), and so would the logits, with no gain to make up for it"
-        )
     if arch.fixed_norm_eps and arch.norm_placement == "post":
         return (
             "fixed_norm_eps is True and norm_placement 'post': the stream would have to grow by "
             "√(ĥ/h), and what a norm has made of it is read without another norm"
         )
-    if arch.fixed_norm_eps and arch.tied_embeddings and not (arch.final_norm and arch.norm_gain):
+    if arch.norm == "layernorm" and arch.branch_gain:
         return (
-            "with fixed_norm_eps and tied_embeddings, the embedding grows by √(ĥ/h), and so would "
-            "the logits, with no gain of a final norm to make up for it"
+            "with layernorm, new dimensions of the stream must hold the mean of the old ones, and "
+            "what branch_gain multiplies in each dimension apart has no such mean"
         )
-    if not arch.norm_gain and arch.tied_embeddings and not arch.scaled_embedding:
-        return (
-            "with tied_embeddings and no norm_gain, the output of the final norm grows by √(ĥ/h), "
-            "with neither a gain nor an output layer of its own to make up for it"
-        )
-    return None
+    return _output(arch) if arch.tied_embeddings else None
+
+
+def _output(arch: Architecture) -> str | None:
+    """Why logits would be multiplied, where the output layer is the embedding."""
+    if arch.final_norm and arch.norm_gain:
+        return None  # that gain makes up for it
+    shares = {
+        "the output of the final norm grows by √(ĥ/h)": arch.final_norm * 0.5,
+        "the stream grows by √(ĥ/h) (fixed_norm_eps)": 0.5
+        * (arch.fixed_norm_eps and not arch.final_norm),
+        "the embedding shrinks by √(h/ĥ) (scaled_embedding)": -0.5 * arch.scaled_embedding,
+        "the embedding grows by √(ĥ/h) (fixed_norm_eps)": 0.5 * arch.fixed_norm_eps,
+        "logits are divided by √ĥ, not by √h (scaled_logits)": -0.5 * arch.scaled_logits,
+    }
+    if not sum(shares.values()):
+        return None
+    said = ", ".join(words for words, share in shares.items() if share)
+    kind = "no norm_gain" if arch.final_norm else "no final_norm"
+    return (
+        f"with tied_embeddings and {kind}, {said}, with neither a gain nor an output layer of its "
+        f"own to make up for it"
+    )
 
 
 def qk(architecture: Architecture) -> str | None:

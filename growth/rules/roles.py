@@ -63,6 +63,18 @@ def _unscaled_output(architecture: Architecture) -> bool:
     return not _scaled_tied(architecture)
 
 
+def _has_final_gain(architecture: Architecture) -> bool:
+    return architecture.final_norm and architecture.norm_gain
+
+
+def _scaled_logits(architecture: Architecture) -> bool:
+    return architecture.scaled_logits
+
+
+def _scaled_logits_without_gain(architecture: Architecture) -> bool:
+    return architecture.scaled_logits and not _has_final_gain(architecture)
+
+
 def _without_final_gain(architecture: Architecture) -> bool:
     return not architecture.norm_gain and architecture.final_norm
 
@@ -132,10 +144,24 @@ _WRITER = (Scale("embed", 0.5, _fixed_epsilon),)
 # A norm that writes to the stream reads what has grown by √(ĥ/h), and so gives as much more itself.
 _CLOSING_GAIN = (Scale("embed", -0.5, _following_epsilon),)
 _EMBEDDING = (*_WRITER, Scale("embed", -0.5, _scaled_embedding))  # multiplied by √ĥ, not by √h
-_FINAL_GAIN = (Scale("embed", -0.5, _unscaled_output), Scale("embed", -0.5, _fixed_epsilon_tied))
-_FINAL_BIAS = (Scale("embed", 0.5, _scaled_tied), Scale("embed", -0.5, _fixed_epsilon_tied))
-_UNEMBED = (Scale("embed", -0.5, _without_final_gain), Scale("embed", -0.5, _read_without_norm))
-_STREAM_UNEMBED = (Scale("embed", -0.5, _fixed_epsilon),)
+# Logits are divided by √ĥ, not by √h: the last gain makes up for it, or what reads behind it.
+_LOGITS = (Scale("embed", 0.5, _scaled_logits),)
+_FINAL_GAIN = (
+    Scale("embed", -0.5, _unscaled_output),
+    Scale("embed", -0.5, _fixed_epsilon_tied),
+    *_LOGITS,
+)
+_FINAL_BIAS = (
+    Scale("embed", 0.5, _scaled_tied),
+    Scale("embed", -0.5, _fixed_epsilon_tied),
+    *_LOGITS,
+)
+_UNEMBED = (
+    Scale("embed", -0.5, _without_final_gain),
+    Scale("embed", -0.5, _read_without_norm),
+    Scale("embed", 0.5, _scaled_logits_without_gain),
+)
+_STREAM_UNEMBED = (Scale("embed", -0.5, _fixed_epsilon), *_LOGITS)
 
 # A bias has the role of its kernel, with fewer axes.
 # fmt: off
@@ -158,6 +184,8 @@ ROLES: dict[str, Role] = {
     ),
     "mlp_in":        _role(embed=FREE, mlp=FREE, layers=FREE, scales=_READER),
     "mlp_out":       _role(embed=RESIDUAL, mlp=ZERO, layers=ZERO, scales=_WRITER),
+    # A gain for each dimension of what a branch adds (LayerScale).
+    "branch_gain":   _role(embed=FREE, layers=FREE),
     "unembed":       _role(embed=FREE, scales=_UNEMBED),
     # A number for each head and each distance (T5), added to products of queries and keys.
     "position_bias": _role(kv_heads=FREE, group=FREE, layers=FREE),

@@ -192,7 +192,9 @@ def test_one_norm_has_a_gain_and_a_bias_whatever_they_are_called(parts):  # fmt:
     assert {path: (role, axes) for path, role, axes in rules} == right
 
 
-@pytest.mark.parametrize("odd", [None, 1e-5, "relu", jax.nn.relu, ()], ids=lambda odd: type(odd).__name__)
+@pytest.mark.parametrize(
+    "odd", [None, 1e-5, "relu", jax.nn.relu, ()], ids=lambda odd: type(odd).__name__
+)
 def test_what_is_no_array_is_passed_over(odd):
     arrays, right = layout()
     rules = Blueprint.infer(arrays | {"dropout": odd}, GROUPED).rules

@@ -167,7 +167,9 @@ def test_an_empty_node_whose_layer_is_gone_goes_with_it():
     assert grown["run0"] == optax.MaskedNode()
 
 
-@pytest.mark.parametrize("leaf", [0.5, "gelu", jax.nn.gelu, True], ids=lambda leaf: type(leaf).__name__)
+@pytest.mark.parametrize(
+    "leaf", [0.5, "gelu", jax.nn.gelu, True], ids=lambda leaf: type(leaf).__name__
+)
 def test_a_leaf_that_is_no_array_is_named(leaf):
     tree = [{"up": up(1), "rest": leaf}, {"up": up(2), "rest": leaf}]
     with pytest.raises(InputError, match=r"^0/rest is .* must be arrays: .*eqx\.partition"):

@@ -212,7 +212,7 @@ def test_a_rotary_base_that_is_not_scaled_is_caught():
 
 def test_rotary_columns_at_the_end_of_the_head_are_caught(monkeypatch):
     grown("llama")  # the plan is right
-    monkeypatch.setattr(Architecture, "turns_whole_heads", False)
+    monkeypatch.setattr(Architecture, "turns_halves", False)
     assert problems("llama")
 
 

@@ -52,6 +52,7 @@ REFUSED = {
         "heads": "a norm over all heads sees the new ones",
         "qk": "a norm over queries and keys sees their new columns",
     },
+    "a gain on each branch, LayerNorm, parallel": {"embed": "branch_gain multiplies"},
     "norm over each query and key (Qwen 3)": {"qk": "a norm over queries and keys"},
     "fixed epsilon, norm over each query and key, scaled embedding": {
         "qk": "a norm over queries and keys"

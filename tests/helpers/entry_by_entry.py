@@ -209,7 +209,7 @@ def _old(parameter, number, index, origin, case, arrays):
 def _length(axis, architecture, layer):
     """How many entries an axis of a view has."""
     shape = architecture.layers[layer or 0]
-    turned = architecture.turns_whole_heads
+    turned = architecture.turns_halves
     return {
         "embed": architecture.embed_dim,
         "kv_heads": shape.num_kv_heads,

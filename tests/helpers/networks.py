@@ -119,6 +119,26 @@ VARIANTS = {
             **_NEOX, parallel="shared_norm", rotary_dim=4, use_bias=("norm", "mlp_in", "mlp_out")
         ),
         "scaled rotary (Llama 3.1)": dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),
+        "neighbouring columns are turned": dict(rotary_interleaved=True),
+        "neighbouring columns are turned, partial rotary (GPT-J)": dict(
+            **_NEOX, parallel="shared_norm", rotary_interleaved=True, rotary_dim=2
+        ),
+        "scaled logits, tied (T5X)": dict(tied_embeddings=True, scaled_logits=True),
+        "scaled logits, tied, LayerNorm, scaled embedding": dict(
+            norm="layernorm",
+            tied_embeddings=True,
+            scaled_embedding=True,
+            scaled_logits=True,
+            use_bias=("norm",),
+        ),
+        "scaled logits, norms without gains": dict(norm_gain=False, scaled_logits=True),
+        "scaled logits, tied, norms without gains": dict(
+            norm_gain=False, scaled_logits=True, tied_embeddings=True
+        ),
+        "a gain on each branch": dict(branch_gain=True, use_bias=True),
+        "a gain on each branch, LayerNorm, parallel": dict(
+            **_NEOX, parallel="two_norms", branch_gain=True, use_bias=True
+        ),
         "linearly scaled rotary, window (Mistral)": dict(
             rope_scaling=RopeScaling("linear", 2.0), window=3
         ),

@@ -39,6 +39,10 @@ def reference_logits(arch, parameters, given):
         half = width // 2
         frequencies = np.array([stretched(theta ** (-i / half)) for i in range(half)])
         angles = np.outer(np.arange(len(x)), frequencies)
+        if arch.rotary_interleaved:
+            pairs = (x[:, :width:2] + 1j * x[:, 1:width:2]) * np.exp(1j * angles)
+            turned = np.stack([pairs.real, pairs.imag], axis=-1).reshape(len(x), width)
+            return np.concatenate([turned, x[:, width:]], axis=-1)
         pairs = (x[:, :half] + 1j * x[:, half:width]) * np.exp(1j * angles)
         return np.concatenate([pairs.real, pairs.imag, x[:, width:]], axis=-1)
 
@@ -115,11 +119,13 @@ def reference_logits(arch, parameters, given):
         if arch.parallel != "none":
             x = norm(stream, i, "attention_norm")
             y = x if arch.parallel == "shared_norm" else norm(stream, i, "mlp_norm")
-            stream = stream + attention(x, i, shape) + mlp(y, i, shape)
+            gains = [arrays.get((i, f"{name}_gain"), 1) for name in ("attention", "mlp")]
+            stream = stream + gains[0] * attention(x, i, shape) + gains[1] * mlp(y, i, shape)
             continue
         for name, branch in (("attention", attention), ("mlp", mlp)):
             before = arch.norm_placement in ("pre", "sandwich")
             y = branch(norm(stream, i, f"{name}_norm") if before else stream, i, shape)
+            y = y * arrays.get((i, f"{name}_gain"), 1)
             if arch.norm_placement in ("closing", "sandwich"):
                 y = norm(y, i, f"{name}_closing_norm")
             stream = stream + y
@@ -132,4 +138,5 @@ def reference_logits(arch, parameters, given):
     tied = arch.tied_embeddings
     table = arrays[None, "embed/embedding"].T if tied else arrays[None, "unembed/kernel"]
     cap = arch.logit_softcap
-    return cap * np.tanh(stream @ table / cap) if cap else stream @ table
+    values = stream @ table / (np.sqrt(arch.embed_dim) if arch.scaled_logits else 1)
+    return cap * np.tanh(values / cap) if cap else values
