@@ -23,6 +23,7 @@ from growth.expansion.initialization import (
     init_policy,
 )
 from growth.expansion.jax_backend import InitValues, assemble, slice_region
+from growth.expansion.waking import may_sleep, wake
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.roles import FACES_ZERO
 from growth.types import Params
@@ -55,13 +56,13 @@ def expand(
       init: what new entries are where any value keeps the function: "fresh", "copy" (also
         "copy:20", with the signal-to-noise ratio), "gradmax", or a mapping that says it for each
         transformation or role; see `growth.expansion.initialization`.
-      loss: parameters of `plan.target` to a number, the loss of one batch, for "gradmax".
+      loss: parameters of `plan.target` to a number, the loss of one batch. Needed for "gradmax";
+        where units of a ReLU are copied, copies of those that are never active in it are turned.
 
     Raises:
       BlueprintError: the blueprint does not fit the tree, or `fresh` does not fit the target.
       InputError: `key`, `fresh` or `loss` is needed and was not given, `init` says nothing known,
-        or values of `fresh`, or what would be copied, are zero where they would never learn. Units
-        of a ReLU that are never active are copied as they are; `growth.certify` finds such copies.
+        or values of `fresh`, or what would be copied, are zero where they would never learn.
 
     Examples:
       >>> import growth, jax
@@ -91,6 +92,8 @@ def expand(
     grown = _expand(params, fresh, key, account, policy)
     if policy.needs(Copy) and not _is_traced(grown):
         _refuse_zeros(_zeros(grown, account), "what would be copied is zero")
+    if loss is not None and may_sleep(plan.source, policy):
+        grown = wake(account, params, grown, loss, policy)
     if policy.needs(GradMax):
         assert loss is not None
         grown = maximize_first_gradient(account, params, grown, loss, policy)

@@ -314,3 +314,28 @@ def test_gradmax_needs_a_loss():
     plan = growth.mlp_expansion(9)(ARCHITECTURES["paper"])
     with pytest.raises(InputError, match="loss is needed for gradmax"):
         growth.expand(source("paper"), plan, key=KEY, init="gradmax")
+
+
+@pytest.mark.parametrize("step", [growth.mlp_expansion(13), growth.layer_addition(1)], ids=str)
+def test_copies_of_units_that_are_never_active_are_woken(step):
+    """A ReLU lets nothing of them through, so a copy would have no gradient for ever."""
+    architecture = ARCHITECTURES["paper"]
+    assert architecture.activation == "relu"
+    parameters = random_parameters(architecture)
+    bias = parameters["layers_0"]["mlp"]["up"]["bias"]
+    parameters["layers_0"]["mlp"]["up"]["bias"] = jnp.asarray(bias).at[:, :5].set(-50.0)
+    plan = step(architecture)
+    old, loss = logits(architecture, parameters), loss_of(plan.target)
+
+    def number_asleep(**options):
+        grown = growth.expand(parameters, plan, key=KEY, init="copy", **options)
+        assert difference(old, logits(plan.target, grown)) <= 1e-12
+        slopes = networks.by_layer(jax.grad(loss)(grown), plan.target)
+        units = [slopes[i, "mlp/down/kernel"] for i in range(plan.target.num_layers)]
+        first_new = [0 if origin is None else architecture.mlp_dim for origin in plan.layer_sources]
+        return sum(
+            int((rows[new:] == 0).all(1).sum()) for rows, new in zip(units, first_new, strict=True)
+        )
+
+    assert number_asleep() >= 5
+    assert number_asleep(loss=loss) == 0
