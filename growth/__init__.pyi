@@ -16,6 +16,8 @@ from .certification.certificate import CertificateError as CertificateError
 from .certification.certification import certify as certify
 from .errors import InputError as InputError
 from .expansion.parameters import expand as expand
+from .growing import Grown as Grown
+from .growing import grow as grow
 from .optimizer.state_expansion import expand_optimizer_state as expand_optimizer_state
 from .optimizer.state_fields import register_optimizer_state as register_optimizer_state
 from .optimizer.state_form import OptimizerStateError as OptimizerStateError

@@ -23,11 +23,15 @@ def array_digests(tree: Any) -> dict[str, str]:
     One word that changes always shows; any other difference escapes once in 2⁶³.
     """
     leaves, _ = jax.tree.flatten_with_path(tree)
-    halves = jax.device_get(_digests([leaf for _, leaf in leaves]))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{int(high):08x}{int(low):08x}"
-        for (path, _), (high, low) in zip(leaves, halves, strict=True)
-    }
+    by_devices: dict[Any, dict[str, Array]] = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else None
+        by_devices.setdefault(devices and frozenset(devices), {})[name] = leaf
+    # One program after the other: several that wait for all devices wait for each other for ever.
+    halves = {n: half for arrays in by_devices.values() for n, half in _digests(arrays).items()}
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return {name: "{:08x}{:08x}".format(*map(int, halves[name])) for name in names}
 
 
 def array_shapes(tree: Any) -> dict[str, str]:
@@ -54,10 +58,14 @@ def host_digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def _digests(arrays: dict[str, Array]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The halves of the digests of arrays on the same devices, on the host."""
+    return jax.device_get(_program(arrays))
+
+
 @jax.jit
-def _digests(arrays: list[Array]) -> list[tuple[jax.Array, jax.Array]]:
-    """All in one program: where several wait for all devices at once, they wait for ever."""
-    return [_digest(array) for array in arrays]
+def _program(arrays: dict[str, Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    return {name: _digest(array) for name, array in arrays.items()}
 
 
 def _digest(array: Array) -> tuple[jax.Array, jax.Array]:

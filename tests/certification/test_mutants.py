@@ -43,6 +43,17 @@ JUDGES = {
     "opt": Architecture.gpt2(**_SIZES, **_HEADS, fixed_norm_eps=True),
     "fixed epsilon": Architecture(**_SIZES, **_HEADS, fixed_norm_eps=True, final_norm=False),
     "no final norm": Architecture(**_SIZES, **_HEADS, norm="layernorm", final_norm=False),
+    "scaled logits": Architecture(
+        **_SIZES,
+        **_HEADS,
+        norm="layernorm",
+        use_bias=("norm",),
+        tied_embeddings=True,
+        scaled_logits=True,
+    ),
+    "scaled logits, no gains": Architecture(
+        **_SIZES, **_HEADS, norm_gain=False, scaled_logits=True
+    ),
     "fixed epsilon, closing norms": Architecture(
         **_SIZES, **_HEADS, fixed_norm_eps=True, norm_placement="closing", use_bias=True
     ),

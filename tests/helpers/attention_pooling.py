@@ -15,6 +15,7 @@ _FIELDS = dict(v_dim=4, mlp_dim=5, norm_eps=1e-3, position="learned", causal=Fal
 ARCHITECTURES = {
     "LayerNorm": Architecture(**_SIZES, **_FIELDS, norm="layernorm", use_bias=True),
     "fixed epsilon": Architecture(**_SIZES, **_FIELDS, use_bias=True, fixed_norm_eps=True),
+    "scaled logits": Architecture(**_SIZES, **_FIELDS, use_bias=True, scaled_logits=True),
     "norm over each query and key": Architecture(
         **_SIZES, **_FIELDS, use_bias=("query", "key", "value"), qk_norm="head"
     ),
@@ -29,8 +30,8 @@ _RULES = (
     ("layers/{layers}/up/bias", "mlp_in", "mlp"),
     ("layers/{layers}/down/kernel", "mlp_out", "mlp embed"),
     ("layers/{layers}/down/bias", "mlp_out", "embed"),
-    ("norm/scale", "final_gain", "embed"),
-    ("norm/bias", "final_bias", "embed"),
+    ("norm/scale", "norm_gain", "embed"),
+    ("norm/bias", "norm_bias", "embed"),
     ("pool/probe", "probe", "embed"),
     ("pool/query/kernel", "probe_query", "embed kv_heads qk"),
     ("pool/query/bias", "probe_query", "kv_heads qk"),
@@ -125,4 +126,5 @@ def apply(arch, tree, tokens):
         q, k = normed(q, pool["query_norm"]), normed(k, pool["key_norm"])
     weights = jax.nn.softmax(jnp.einsum("ek,btek->bet", q, k) / q.shape[-1] ** 0.5, axis=-1)
     pooled = linear(jnp.einsum("bet,btev->bev", weights, v), pool["out"], over=2)
-    return linear(mlp(pooled, pool), tree["head"])
+    products = mlp(pooled, pool) @ tree["head"]["kernel"]
+    return products / (arch.embed_dim**0.5 if arch.scaled_logits else 1) + tree["head"]["bias"]

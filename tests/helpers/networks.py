@@ -299,7 +299,7 @@ def axes_of(name):
     *_, module, parameter = ("", *name.split("/"))
     axes = {
         "embed": "vocab embed",
-        "": "embed" if name == "class_token" else "length embed",
+        "": "length embed" if name == "position" else "embed",
         "patch_embed": "patch embed",
         "head": "embed vocab",
         "unembed": "embed vocab",

@@ -107,7 +107,7 @@ def test_another_architecture_is_refused(source, files, tmp_path):
     ("argument", "message"),
     [
         ("", "error: give the checkpoint: --config=continue_from_huggingface:DIR"),
-        (":nowhere", "error: nowhere is no checkpoint: it has no config.json"),
+        (":nowhere", "error: source is 'nowhere', but there is no such directory"),
     ],
 )
 def test_a_config_without_a_checkpoint_is_one_clear_error(argument, message, tmp_path):

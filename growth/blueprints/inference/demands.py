@@ -57,6 +57,8 @@ def has_place(kind: Kind, reading: Reading, architecture: Architecture, indexed:
     """
     inside = "layers" in kind.indices or "layers" in reading.names
     for role in reading.roles:
+        if role == "branch_gain" and not architecture.branch_gain:
+            return False
         of_layers = "layers" in ROLES[role].fills
         if inside and not of_layers:
             return False

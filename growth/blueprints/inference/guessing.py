@@ -109,6 +109,8 @@ class _Proposal:
             return
         if names.names_qk_norm(kind):
             self.by_name = self._in_place(norm_readings(kind, "qk_norm", architecture))
+        elif self._is_branch_gain:
+            self.by_name = self._in_place(readings(kind, ("branch_gain",), architecture))
         elif is_norm:
             self.by_name = self._in_place(self._norms(self._norm_roles()))
         else:
@@ -119,6 +121,12 @@ class _Proposal:
         """All readings that fit its shape and its place."""
         found = (readings(self.kind, roles, self._architecture) for roles in ANY)
         return self._in_place([*itertools.chain.from_iterable(found), *self._norms(NORM_ROLES)])
+
+    @property
+    def _is_branch_gain(self) -> bool:
+        """Whether the array is the gain of a branch: called a gain, and not one of a norm."""
+        called = self.kind.part in paths.GAINS and not names.names_norm(self.kind)
+        return self._architecture.branch_gain and called
 
     def _is_norm(self, beside: Sequence[Kind]) -> bool:
         """Whether the array is one of a norm's: as wide as the stream, and called so.
@@ -192,6 +200,8 @@ class _Proposal:
         )
         if names.names_qk_norm(self.kind):
             roles: list[names.Roles] = [("qk_norm",)]
+        elif self._is_branch_gain:
+            roles = [("branch_gain",)]
         elif is_norm:
             roles = [(role,) for role in self._norm_roles()]
         else:

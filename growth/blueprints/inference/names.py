@@ -36,6 +36,7 @@ _NAMES: tuple[tuple[Roles, str], ...] = (
         rf"down|fc_?2|fc_?out|w_?2|wo|o|out(put)?|(dense_)?4h_to_h|proj|c_?proj|dense"
         rf"|(linear|dense|lin)_?[12]|{_FFN}(2|out|down|wo|fc_?2)|contract|outer|back|linear",
     ),
+    (("branch_gain",), r"(attention|attn|mlp|branch)_?gain|layer_?scale\w*|ls_?\d?|lambda_?\d?"),
     (("router",), r"router|gate|gating|switch|expert_?gate|route"),
     (("position",), r"wpe|pos|positions?|pos\w*emb\w*|position\w*|cls\w*|class_?token"),
     (("position_bias",), r"relative_?attention_?bias|rel\w*bias|rel_?pos\w*"),

@@ -29,6 +29,7 @@ _SIDES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unembed": (("embed",), ("vocab",)),
     "router": (("embed",), ("experts",)),
     "position_bias": (("buckets",), _HEADS),
+    "branch_gain": ((), ("embed",)),
 }
 _PATCH = (("patch",), ("height", "width", "channels"))
 
