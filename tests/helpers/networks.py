@@ -100,8 +100,8 @@ VARIANTS = {
         "fixed epsilon, closing norms, norm over all queries": dict(
             norm_placement="closing", qk_norm="all", fixed_norm_eps=True
         ),
-        "fixed epsilon, RMSNorm with bias after embedding": dict(
-            embed_norm=True, fixed_norm_eps=True, position="learned", use_bias=True
+        "fixed epsilon, RMSNorm after embedding": dict(
+            embed_norm=True, fixed_norm_eps=True, position="learned"
         ),
         "gains stored as 1 + w, scaled embedding (Gemma)": dict(**_GEMMA, num_kv_heads=1),
         "sandwich norms, soft caps, windows (Gemma 2)": dict(

@@ -21,6 +21,7 @@ from growth.training.mesh import make_mesh
 from growth.training.optimization import make_optimizer
 from growth.training.run.resuming import resume
 from tests.helpers import runs
+from tests.helpers.networks import first
 
 NEWEST = 8
 
@@ -258,7 +259,7 @@ def copy_of(run, workdir):
     return workdir
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first(KINDS, *list(KINDS)[::3], *SAMPLE))
 def test_a_damaged_run_is_resumed_from_what_is_whole(kind, run, saved, resumed, tmp_path):
     workdir = copy_of(run, tmp_path / "run")
     KINDS[kind](workdir)
@@ -278,13 +279,7 @@ def test_a_damaged_run_is_resumed_from_what_is_whole(kind, run, saved, resumed, 
         assert found.damaged[8].endswith("is damaged: its arrays cannot be read")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind in SAMPLE else pytest.param(kind, marks=pytest.mark.full, id=kind)
-        for kind in KINDS
-    ],
-)
+@pytest.mark.parametrize("kind", first(KINDS, *SAMPLE))
 def test_a_damaged_run_ends_with_the_same_bits(kind, run, saved, config, tmp_path, capsys):
     workdir = copy_of(run, tmp_path / "run")
     KINDS[kind](workdir)
