@@ -18,7 +18,7 @@ from growth.errors import InputError
 from growth.expansion.accounts import ArrayAccount, source_account
 from growth.expansion.jax_backend import build
 from growth.expansion.parameters import expand
-from growth.rules.growth_plan import GrowthPlan, plan_between, unmoved
+from growth.rules.growth_plan import GrowthPlan, nearest_sources, plan_between, unmoved
 from growth.types import Params
 
 # An architecture and its parameters to logits.
@@ -149,10 +149,7 @@ def _replanned(plan: GrowthPlan, fields: Mapping[str, Any]) -> GrowthPlan:
 
 def _unfollowed(plan: GrowthPlan) -> Architecture:
     """The target of a plan, with what follows the sizes as it was before."""
-    below, thetas = 0, []
-    for origin in plan.layer_sources:
-        below = below if origin is None else origin
-        thetas.append(plan.source.layers[below].rope_theta)
+    thetas = [plan.source.layers[i].rope_theta for i in nearest_sources(plan.layer_sources)]
     return plan.target.replace(norm_eps=plan.source.norm_eps, rope_theta=tuple(thetas))
 
 
@@ -192,10 +189,7 @@ def _alone(plan: GrowthPlan, fields: tuple[str, ...]) -> GrowthPlan:
         grown = source.replace(embed_dim=target.embed_dim)
         return plan_between(source, grown, unmoved(source))
     if fields == ("num_layers",):
-        below, like = 0, []
-        for origin in plan.layer_sources:
-            below = below if origin is None else origin
-            like.append(source.layers[below])
+        like = [source.layers[i] for i in nearest_sources(plan.layer_sources)]
         shapes = {name: tuple(getattr(layer, name) for layer in like) for name in LAYER_FIELDS}
         grown = source.replace(num_layers=target.num_layers, **shapes)
         return plan_between(source, grown, plan.layer_sources)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from growth.blueprints.parameters import Parameter, size
-from growth.rules.growth_plan import GrowthPlan
+from growth.rules.growth_plan import GrowthPlan, nearest_sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _segment(
     if layer is not None:
         if plan.layer_sources[layer] is None:
             new_axes.append("layers")
-        origin = _nearest_origin(layer, plan)
+        origin = nearest_sources(plan.layer_sources)[layer]
         in_array, in_path = "layers" in target.rule.axes, "layers" in target.path_axes
         if in_array and in_path:
             first, number = next(r for r in plan.source.layer_runs if origin < r[0] + r[1])
@@ -106,9 +106,3 @@ def _segment(
     return LayerSegment(
         target, start, length, target.moved(source_layers, **indices), source_start, tuple(new_axes)
     )
-
-
-def _nearest_origin(layer: int, plan: GrowthPlan) -> int:
-    """The source layer that a target layer continues, or, for a new one, the one below it."""
-    below = [origin for origin in plan.layer_sources[: layer + 1] if origin is not None]
-    return below[-1] if below else 0

@@ -252,14 +252,21 @@ def plan_between(
         target = target.replace(norm_eps=scaled_epsilon(source, target.embed_dim))
     if source.turns_whole_heads:
         thetas = []
-        below = 0
-        for layer, origin in zip(target.layers, layer_sources, strict=True):
-            below = below if origin is None else origin
-            model = source.layers[below]
+        for layer, nearest in zip(target.layers, nearest_sources(layer_sources), strict=True):
+            model = source.layers[nearest]
             unscaled = layer.rope_theta == model.rope_theta
             thetas.append(scaled_theta(model, layer.qk_dim) if unscaled else layer.rope_theta)
         target = target.replace(rope_theta=aligned(thetas))
     return GrowthPlan(source, target, layer_sources)
+
+
+def nearest_sources(layer_sources: Sequence[int | None]) -> tuple[int, ...]:
+    """For each target layer the source layer that it continues; for a new one the one below it."""
+    below, result = 0, []
+    for origin in layer_sources:
+        below = below if origin is None else origin
+        result.append(below)
+    return tuple(result)
 
 
 def spread(old: int, new: int) -> list[int | None]:

@@ -48,7 +48,7 @@ def test_a_blueprint_that_fits_and_is_wrong_is_told():
         apply=pooling.apply,
         batch=TOKENS,
         fresh=pooling.init(plan.target, seed=1),
-        loss=lambda tree: (pooling.apply(plan.target, tree, TOKENS) ** 2).mean(),
+        loss=functools.partial(pooling.loss, plan.target, TOKENS),
     )
     certificate = growth.grow(params, plan, blueprint=pooling.BLUEPRINT, **options).certificate
     assert certificate.passed
@@ -62,5 +62,5 @@ def test_a_probe_learns_in_its_new_dimensions():
     plan = STEPS["embed"](architecture)
     fresh = pooling.init(plan.target, seed=1)
     grown = growth.expand(params, plan, blueprint=pooling.BLUEPRINT, fresh=fresh)
-    gradient = jax.grad(lambda tree: (pooling.apply(plan.target, tree, TOKENS) ** 2).mean())(grown)
+    gradient = jax.grad(functools.partial(pooling.loss, plan.target, TOKENS))(grown)
     assert (np.abs(gradient["pool"]["probe"])[architecture.embed_dim :] > 1e-9).all()

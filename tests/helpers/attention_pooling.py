@@ -128,3 +128,8 @@ def apply(arch, tree, tokens):
     pooled = linear(jnp.einsum("bet,btev->bev", weights, v), pool["out"], over=2)
     products = mlp(pooled, pool) @ tree["head"]["kernel"]
     return products / (arch.embed_dim**0.5 if arch.scaled_logits else 1) + tree["head"]["bias"]
+
+
+def loss(arch, tokens, tree):
+    """The mean square of the logits."""
+    return (apply(arch, tree, tokens) ** 2).mean()
