@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.blueprints import fit, pytrees
+from growth.blueprints import fit, presence, pytrees
 from growth.blueprints.inference import trials
 from growth.blueprints.inference.guessing import guesses
 from growth.blueprints.inference.listing import listing, reasons
@@ -164,6 +164,7 @@ class Blueprint:
             if (shape := shapes[path]) is not None:
                 problems += fit.shape_problems(parameter, shape, architecture)
         problems += fit.missing(parameters.values(), architecture)
+        problems += presence.contradictions(parameters.values(), architecture)
         fit.refuse(problems)
         return parameters
 

@@ -95,6 +95,18 @@ def _read_without_norm(architecture: Architecture) -> bool:
     return architecture.fixed_norm_eps and not architecture.final_norm
 
 
+def final_gain_differs(architecture: Architecture) -> bool:
+    """Whether the gain of the final norm is multiplied otherwise than that of any other norm."""
+    arch = architecture
+    return _scaled_tied(arch) or _fixed_epsilon_tied(arch) or _scaled_logits(arch)
+
+
+def output_differs(architecture: Architecture) -> bool:
+    """Whether it matters to growth if the output layer is the embedding."""
+    arch = architecture
+    return not _has_final_gain(arch) or arch.scaled_embedding or arch.fixed_norm_eps
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """Old entries are multiplied by (new size / old size) ** power, sizes of an axis.

@@ -187,7 +187,9 @@ def piecewise_init(arch):
     }  # fmt: skip
     for i, shape in enumerate(arch.layers):
         for dim in tree["dims"]:
-            dim[f"gain_{i}"], dim[f"shift_{i}"], dim[f"bias_{i}"] = new(), new(), new()
+            dim[f"gain_{i}"], shift, dim[f"bias_{i}"] = new(), new(), new()
+            if arch.norm == "layernorm":
+                dim[f"shift_{i}"] = shift
         heads = {}
         for g in range(shape.num_kv_heads):
             heads |= {f"k_{g}_{c}": new(h) for c in range(shape.qk_dim)}

@@ -119,7 +119,7 @@ BIASED = GROUPED.replace(norm="layernorm", use_bias=True)
 CONTRADICTIONS = {
     "a gain too many": (GROUPED, {"norm1/scale": (H,), "norm1/weight": (H,)}, "one gain"),
     "a norm too many": (GROUPED, {"norm3": (H,)}, "has 2 norms of role norm, but here 3"),
-    "a bias of an rmsnorm": (GROUPED, {"norm1/bias": (H,)}, "would have a bias"),
+    "a bias of an rmsnorm": (GROUPED, {"norm1/bias": (H,)}, "would have the role norm_bias"),
     "layer scale": (BIASED, {"ls1/gamma": (H,)}, "norms of role norm, but here"),
     "a norm of queries": (GROUPED, {"q_norm": (K,)}, "qk_norm is 'none'"),
     "a bias of queries": (GROUPED, {"q_bias": (Q, K)}, "use_bias is False"),
@@ -131,7 +131,11 @@ CONTRADICTIONS_OUTSIDE = {
     "an output layer beside a tied one": (GROUPED.replace(**TIED), {}, "there is no output layer"),
     "a final norm that is not said": (GROUPED.replace(final_norm=False), {}, "final_norm=False"),
     "a norm more at the end": (GROUPED, {"last_norm": (H,)}, "there is one norm of role final"),
-    "learned positions beside rotary ones": (GROUPED, {"wpe": (9, H)}, "learned positions"),
+    "learned positions beside rotary ones": (
+        GROUPED,
+        {"wpe": (9, H)},
+        "would have the role position",
+    ),
     "a gate": (GROUPED.replace(gated_mlp=False), {}, "1 of mlp_in for each mlp_out, but here 2"),
     "no gains": (GROUPED.replace(norm_gain=False), {}, "norm_gain is False"),
     "closing norms": (GROUPED.replace(norm_placement="sandwich"), {}, "norms of role"),

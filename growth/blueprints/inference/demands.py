@@ -14,6 +14,7 @@ from growth.architecture.validation import BIASES
 from growth.blueprints.inference.names import norm_of
 from growth.blueprints.inference.paths import Kind
 from growth.blueprints.inference.readings import NORM_ROLES, Reading
+from growth.blueprints.presence import FORBIDDEN
 from growth.rules.roles import ROLES
 
 Assigned = Sequence[tuple[Kind, Reading]]
@@ -84,6 +85,21 @@ def objections(assigned: Assigned, architecture: Architecture) -> Iterator[Objec
     yield from _ends(kernels, architecture)
     yield from _norms(assigned, kernels, architecture)
     yield from _biases(assigned, architecture)
+    yield from _forbidden(assigned, architecture)
+
+
+def _forbidden(assigned: Assigned, architecture: Architecture) -> Iterator[Objection]:
+    """What the architecture can't have at all."""
+    rules = [rule for rule in FORBIDDEN if rule.when(architecture)]
+    for kind, reading in assigned:
+        axes = {*kind.indices, *reading.names}
+        for rule in rules:
+            if rule.concerns(reading.roles, axes):
+                yield Objection(
+                    f"{rule.words}, but {kind.path} would have the role {reading.roles[0]}",
+                    rule.roles,
+                    (kind.module,),
+                )
 
 
 def _counts(kernels: Assigned) -> collections.Counter[str]:
@@ -168,12 +184,6 @@ def _ends(kernels: Assigned, architecture: Architecture) -> Iterator[Objection]:
         yield Objection("the output layer is not there", ("unembed",), hard=False)
     if not counts["embedding"]:
         yield Objection("the embedding is not there", ("embedding",), hard=False)
-    learned = architecture.position == "learned" or architecture.patches is not None
-    if counts["position"] and not learned:
-        yield Objection(
-            f"position is {architecture.position!r}, but there are learned positions",
-            ("position",),
-        )
 
 
 def _norms(
@@ -182,12 +192,9 @@ def _norms(
     """How many norms there are, and what one has."""
     parts: dict[str, dict[str, list[Kind]]] = {"norm": {}, "final": {}, "closing": {}}
     outside: dict[str, list[Kind]] = {}
-    queries: set[str] = set()
     for kind, reading in assigned:
         name, _, _ = reading.roles[0].partition("_")
-        if reading.role == "qk_norm":
-            queries.add(norm_of(kind))
-        elif reading.role in NORM_ROLES:
+        if reading.role in NORM_ROLES:
             inside = "layers" in kind.indices or "layers" in reading.names
             place = outside if name == "closing" and not inside else parts[name]
             place.setdefault(norm_of(kind), []).append(kind)
@@ -228,8 +235,6 @@ def _norms(
                 ("final_gain", "final_bias", "closing_gain", "closing_bias"),
                 hard=bool(found),
             )
-    if queries and architecture.qk_norm == "none":
-        yield Objection("qk_norm is 'none', but there are norms of queries or keys", ("qk_norm",))
 
 
 def _pairs(assigned: Assigned, architecture: Architecture) -> Iterator[Objection]:
@@ -246,15 +251,12 @@ def _pairs(assigned: Assigned, architecture: Architecture) -> Iterator[Objection
             yield Objection(
                 f"one norm has one gain and one bias, but {module} more", roles, (module,)
             )
-        if counts["bias"] and not bias:
-            why = (
-                f"norm is {architecture.norm!r}"
-                if architecture.norm == "rmsnorm"
-                else f"use_bias is {architecture.use_bias}"
+        if counts["bias"] and not bias and architecture.norm != "rmsnorm":
+            yield Objection(
+                f"use_bias is {architecture.use_bias}, but {module} would have a bias",
+                roles,
+                (module,),
             )
-            yield Objection(f"{why}, but {module} would have a bias", roles, (module,))
-        if counts["gain"] and not architecture.norm_gain:
-            yield Objection(f"norm_gain is False, but {module} would have one", roles, (module,))
         if not counts["gain"]:
             yield Objection(f"{module} would have a bias and no gain", roles, (module,))
         if bias and not counts["bias"]:
