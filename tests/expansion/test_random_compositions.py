@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import growth
 from growth import Architecture
 from tests.helpers import networks
-from tests.helpers.networks import KEY, difference, logits, random_parameters
+from tests.helpers.networks import KEY, difference, random_parameters
+from tests.helpers.numpy_transformer import logits
 
 pytestmark = pytest.mark.usefixtures("float64")
 

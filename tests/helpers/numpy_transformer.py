@@ -1,15 +1,39 @@
 """A transformer in plain numpy, with all that an architecture may say: a judge of the model."""
 
-import functools
-
 import jax
 import numpy as np
+import scipy.special
 
-from tests.helpers.networks import by_layer
+from tests.helpers.networks import by_layer, inputs
 
 
-def reference_logits(arch, parameters, given):
-    """Logits of one sequence of tokens, or of one image; one layer and one head at a time."""
+def _relu(x):
+    return np.maximum(x, 0)
+
+
+def _gelu(x):
+    return x * scipy.special.expit(np.sqrt(8 / np.pi) * (x + 0.044715 * x**3))
+
+
+def _gelu_exact(x):
+    return x * scipy.special.ndtr(x)
+
+
+def _silu(x):
+    return x * scipy.special.expit(x)
+
+
+_ACTIVATIONS = {"relu": _relu, "gelu": _gelu, "gelu_exact": _gelu_exact, "silu": _silu}
+
+
+def logits(architecture, parameters):
+    """The logits that a network computes, compiling nothing; those of `networks.logits`."""
+    arrays = jax.tree.map(np.asarray, parameters)
+    return np.stack([_logits(architecture, arrays, row) for row in inputs(architecture)])
+
+
+def _logits(arch, parameters, given):
+    """Those of one sequence of tokens, or of one image; one layer and one head at a time."""
     arrays = by_layer(parameters, arch)
 
     def linear(x, layer, name, *head):
@@ -90,8 +114,7 @@ def reference_logits(arch, parameters, given):
 
     def mlp(x, i, _):
         up = linear(x, i, "mlp/up")
-        exact = functools.partial(jax.nn.gelu, approximate=False)
-        activation = {"gelu_exact": exact}.get(arch.activation) or getattr(jax.nn, arch.activation)
+        activation = _ACTIVATIONS[arch.activation]
         gate = activation(linear(x, i, "mlp/gate")) if arch.gated_mlp else None
         return linear(activation(up) if gate is None else up * gate, i, "mlp/down")
 
