@@ -8,12 +8,14 @@ A blueprint makes a model that nobody here wrote known to `growth`. It is a list
         ("blocks_{layers}/attn/qkv/kernel", ("query", "key", "value"), "embed (role kv_heads qk)"),
     ])
 
-`growth.blueprints.notation` explains the notation. A blueprint is checked against a tree: every
+`growth.blueprints.notation` explains the notation: also for paths that count as Haiku does, and for
+layers of different kinds. A blueprint is checked against a tree: every
 parameter is matched exactly once, and every shape is what the architecture says.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from growth.architecture import Architecture
@@ -23,7 +25,7 @@ from growth.blueprints.inference.guessing import guesses
 from growth.blueprints.inference.listing import listing, reasons
 from growth.blueprints.notation import BlueprintError, Rule, parse
 from growth.blueprints.parameters import Parameter, layers_of
-from growth.rules.axes import AXES
+from growth.blueprints.path_indices import NUM_LAYERS
 from growth.types import Inputs, ParamsLike
 
 
@@ -121,14 +123,16 @@ class Blueprint:
         blueprint.match(dict(item for guess in found for item in guess.kind.shapes), architecture)
         return blueprint
 
-    def locate(self, paths: Iterable[str]) -> dict[str, tuple[Rule, dict[str, Any], str]]:
+    def locate(
+        self, paths: Iterable[str], architecture: Architecture
+    ) -> dict[str, tuple[Rule, dict[str, Any], str]]:
         """The rule of each path, with the indices in it and what stands before it.
 
         Raises:
           BlueprintError: a path is matched by no rule, or by several.
         """
-        found = {path: list(self._matches(path)) for path in paths}
-        fit.refuse(list(fit.locations(found, self.rules)))
+        found = {path: self._matches(path, architecture) for path in paths}
+        fit.refuse(list(fit.locations(found, self.rules, architecture)))
         return {path: match for path, (match,) in found.items()}
 
     def parameters(self, tree: ParamsLike, architecture: Architecture) -> dict[str, Parameter]:
@@ -151,9 +155,10 @@ class Blueprint:
           shapes: by path; None for an empty node.
           architecture: what the tree belongs to.
         """
-        located = self.locate(path for path, shape in shapes.items() if shape is not None)
+        there = (path for path, shape in shapes.items() if shape is not None)
+        located = self.locate(there, architecture)
         for path, shape in shapes.items():
-            if shape is None and len(matches := list(self._matches(path))) == 1:
+            if shape is None and len(matches := self._matches(path, architecture)) == 1:
                 located[path] = matches[0]
         parameters: dict[str, Parameter] = {}
         problems: list[str] = []
@@ -176,10 +181,19 @@ class Blueprint:
         """
         self.parameters(tree, architecture)
 
-    def _matches(self, path: str) -> Iterator[tuple[Rule, dict[str, Any], str]]:
-        for written in self.rules:
-            rule, pattern = parse(*written)
-            if match := pattern.fullmatch(path):
-                texts = match.groupdict()
-                prefix = texts.pop("prefix_") or ""
-                yield rule, {n: int(t) if n in AXES else t for n, t in texts.items()}, prefix
+    def _matches(
+        self, path: str, architecture: Architecture
+    ) -> list[tuple[Rule, dict[str, Any], str]]:
+        """The rules that match a path.
+
+        Where the arrays of all layers are counted in one row, what stands behind them has the
+        number that a further layer would have: so a layer that is there comes first.
+        """
+        number = architecture.num_layers
+        found = [
+            (rule, *match)
+            for rule in itertools.starmap(parse, self.rules)
+            if (match := rule.read(path)) and match[0].get(NUM_LAYERS, number) == number
+        ]
+        there = [match for match in found if match[1].get("layers", 0) < number]
+        return there or found

@@ -7,13 +7,28 @@ each layer, or for each head. Any other name in braces stands for any text. Its 
 factors of one. `embed kv_heads group qk v mlp layers` are the axes that grow; any other name
 (vocab, length, an integer) is left alone. Where `layers` is an axis and also an index in the path,
 the array holds a run of layers, and the index is its first.
+
+Braces also say how an index is written. `block{_layers}` is `block`, `block_1`, `block_2`: Haiku's
+way. Where the arrays of all layers are counted in one row, `linear_{7*layers+2}` is the third of
+seven in each layer, `linear{_7*layers}` the first, and `linear_{7*num_layers}` the one behind them
+all. `blocks_{layers?}/attention` is there in some of the layers alone, for layers may be of
+different kinds; a new layer is of the kind of the one that it is like. `path_indices` has the whole
+notation.
+
+What no role describes, such as the gates of a recurrence, is carried along as it is where none of
+its axes grows: any role of its side will do (`mlp_in`, `"width"`), and what reads the stream or
+writes to it has its own, so that a new layer adds nothing (`mlp_in`, `"embed width"`; `mlp_out`,
+`"width embed"`).
 """
 
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from growth.blueprints import path_indices
+from growth.blueprints.path_indices import NUM_LAYERS, PathIndex
 from growth.errors import InputError
 from growth.rules.axes import AXES, BY_NAME
 from growth.rules.roles import ROLES
@@ -63,9 +78,28 @@ class Rule:
         """All the factors of all the dimensions, in order."""
         return tuple(name for dim in self.dims for name in dim)
 
-    def path_of(self, indices: dict[str, Any]) -> str:
+    @functools.cached_property
+    def in_some_layers(self) -> bool:
+        """Whether only some of the layers have such an array."""
+        parts = path_indices.pieces(self.path)
+        return any(isinstance(part, PathIndex) and part.in_some for part in parts)
+
+    def path_of(self, indices: Mapping[str, Any]) -> str:
         """The path with these indices."""
-        return self.path.format(**indices)
+        return path_indices.write(path_indices.pieces(self.path), indices)
+
+    def read(self, path: str) -> tuple[dict[str, Any], str] | None:
+        """The indices in a path, and what stands before the rule's; None for another path.
+
+        An index is an int for an axis and for the number of layers, and a text for other names.
+        """
+        parts = path_indices.pieces(self.path)
+        for prefix in ("", COLLECTION):
+            if path.startswith(prefix):
+                indices = path_indices.read(parts, path[len(prefix) :])
+                if indices is not None:
+                    return indices, prefix
+        return None
 
 
 def role_axis(axis: str, role: str, fused: bool) -> str | None:
@@ -80,8 +114,8 @@ def role_axis(axis: str, role: str, fused: bool) -> str | None:
 
 
 @functools.cache
-def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.Pattern[str]]:
-    """A rule, and the pattern of the paths that it is about.
+def parse(path: str, role: str | tuple[str, ...], axes: str) -> Rule:
+    """A rule, as a blueprint has it.
 
     Raises:
       BlueprintError: it is malformed; the message quotes it.
@@ -97,9 +131,11 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.P
     if not re.fullmatch(r"(\s*(\w+\b|\([\w\s]+\)))*\s*", axes):
         raise wrong("axes are names, and names in parentheses for the factors of one dimension")
     dims = tuple(tuple(d.strip("()").split()) for d in re.findall(r"\w+|\([\w\s]+\)", axes))
-    indices = tuple(re.findall(r"{(\w+)}", path))
-    if re.search(r"[{}]", re.sub(r"{[^\W\d]\w*}", "", path)):
-        raise wrong("braces in a path hold a name")
+    try:
+        parts = path_indices.pieces(path)
+    except path_indices.PathError as error:
+        raise wrong(str(error)) from None
+    indices = tuple(part.name for part in parts if isinstance(part, PathIndex))
     rule = Rule(path, roles, dims, indices)
 
     for dim in dims:
@@ -107,7 +143,7 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.P
         if len(unknown) > 1:
             raise wrong(f"of {' and '.join(unknown)} only one can be told from the array")
     for name in (*indices, *rule.axes):
-        if name in _MISNOMERS:
+        if name in _MISNOMERS and not (name == NUM_LAYERS and name in indices):
             raise wrong(f"{name!r} is no axis; write {_MISNOMERS[name]}")
         uses = (rule.axes.count(name), indices.count(name))
         if not name.isdecimal() and (max(uses) > 1 or (sum(uses) > 1 and name != "layers")):
@@ -117,8 +153,6 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> tuple[Rule, re.P
             raise wrong(f"a parameter of role {role!r} has no axis {name!r} ({words})")
     if ("role" in rule.axes) != (len(roles) > 1):
         raise wrong("an axis `role` stands there if, and only if, there are several roles")
-    pattern = "".join(
-        (rf"(?P<{part}>\d+)" if part in AXES else rf"(?P<{part}>[^/]+)") if odd else re.escape(part)
-        for odd, part in ((i % 2, p) for i, p in enumerate(re.split(r"{(\w+)}", path)))
-    )
-    return rule, re.compile(f"(?P<prefix_>{COLLECTION})?{pattern}")
+    if rule.in_some_layers and "layers" in rule.axes:
+        raise wrong("an array that holds a run of layers, holds one of each of them")
+    return rule

@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from growth.architecture import Architecture
 from growth.blueprints.notation import Rule, role_axis
+from growth.blueprints.path_indices import COUNTED, NUM_LAYERS
 from growth.rules.axes import AXES, BY_NAME
+
+# What arrays of different layers, heads, ... have in common: their rule, and the texts in the path.
+Kind = tuple[Rule, tuple[tuple[str, str], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Parameter:
 
     Attributes:
       rule: the rule.
-      indices: (name, value) for each name in braces: an int for an axis, a text for other names.
+      indices: (name, value) for each name in braces, as `Rule.read` gives them.
       prefix: what stands before the rule's path: "params/" or nothing.
       layers: the layers that the array belongs to: one, or a run; empty where it belongs to none.
     """
@@ -37,9 +41,9 @@ class Parameter:
         return self.prefix + self.name
 
     @property
-    def kind(self) -> tuple[Rule, tuple[tuple[str, str], ...]]:
+    def kind(self) -> Kind:
         """What it has in common with the arrays of other layers, heads, ..."""
-        return self.rule, tuple(item for item in self.indices if item[0] not in AXES)
+        return self.rule, tuple(item for item in self.indices if item[0] not in COUNTED)
 
     @property
     def path_axes(self) -> dict[str, int]:
@@ -74,17 +78,27 @@ def layers_of(rule: Rule, indices: dict[str, Any], architecture: Architecture) -
     return range(first, first + dict(architecture.layer_runs).get(first, 0))
 
 
-def siblings(parameter: Parameter, architecture: Architecture) -> Iterator[Parameter]:
-    """All arrays of a parameter's kind that a model of the given architecture has."""
+def siblings(
+    parameter: Parameter, architecture: Architecture, layers: Collection[int] | None = None
+) -> Iterator[Parameter]:
+    """All arrays of a parameter's kind that a model of the given architecture has.
+
+    Args:
+      parameter: the parameter.
+      architecture: the architecture.
+      layers: the layers that have such an array, where the index of one stands in the path. None
+        means all of them.
+    """
     rule, axes = parameter.rule, parameter.path_axes
+    parameter = parameter.moved(parameter.layers, **{NUM_LAYERS: architecture.num_layers})
     if "layers" in axes and "layers" in rule.axes:
         placed = [
             parameter.moved(range(first, first + n), layers=first)
             for first, n in architecture.layer_runs
         ]
     elif "layers" in axes:
-        everywhere = range(architecture.num_layers)
-        placed = [parameter.moved(range(i, i + 1), layers=i) for i in everywhere]
+        there = range(architecture.num_layers) if layers is None else sorted(layers)
+        placed = [parameter.moved(range(i, i + 1), layers=i) for i in there]
     else:
         placed = [parameter.moved(layers_of(rule, {}, architecture))]
     for axis in axes:

@@ -18,7 +18,7 @@ from growth.errors import InputError
 from growth.expansion.accounts import ArrayAccount, source_account
 from growth.expansion.jax_backend import build
 from growth.expansion.parameters import expand
-from growth.rules.growth_plan import GrowthPlan, nearest_sources, plan_between, unmoved
+from growth.rules.growth_plan import GrowthPlan, plan_between, unmoved
 from growth.types import Params
 
 # An architecture and its parameters to logits.
@@ -144,12 +144,13 @@ def _assumptions(source: Architecture) -> Iterator[tuple[dict[str, Any], str]]:
 def _replanned(plan: GrowthPlan, fields: Mapping[str, Any]) -> GrowthPlan:
     """The same growth of sizes from an architecture with other fields."""
     source = plan.source.replace(**fields)
-    return plan_between(source, _unfollowed(plan).replace(**fields), plan.layer_sources)
+    target = _unfollowed(plan).replace(**fields)
+    return plan_between(source, target, plan.layer_sources, plan.layer_templates)
 
 
 def _unfollowed(plan: GrowthPlan) -> Architecture:
     """The target of a plan, with what follows the sizes as it was before."""
-    thetas = [plan.source.layers[i].rope_theta for i in nearest_sources(plan.layer_sources)]
+    thetas = [plan.source.layers[i].rope_theta for i in plan.layer_templates]
     return plan.target.replace(norm_eps=plan.source.norm_eps, rope_theta=tuple(thetas))
 
 
@@ -189,10 +190,10 @@ def _alone(plan: GrowthPlan, fields: tuple[str, ...]) -> GrowthPlan:
         grown = source.replace(embed_dim=target.embed_dim)
         return plan_between(source, grown, unmoved(source))
     if fields == ("num_layers",):
-        like = [source.layers[i] for i in nearest_sources(plan.layer_sources)]
+        like = [source.layers[i] for i in plan.layer_templates]
         shapes = {name: tuple(getattr(layer, name) for layer in like) for name in LAYER_FIELDS}
         grown = source.replace(num_layers=target.num_layers, **shapes)
-        return plan_between(source, grown, plan.layer_sources)
+        return plan_between(source, grown, plan.layer_sources, plan.layer_templates)
     kept = [layer for layer, origin in enumerate(plan.layer_sources) if origin is not None]
     sizes = {name: tuple(getattr(target.layers[i], name) for i in kept) for name in fields}
     return plan_between(source, source.replace(**sizes), unmoved(source))

@@ -111,6 +111,7 @@ class Certificate:
             "problems": list(self.problems),
             "causes": list(self.causes),
             "layer_sources": list(plan.layer_sources),
+            "layer_templates": list(plan.layer_templates),
             **{name: arch.to_dict() for name, arch in architectures.items()},
             **{f"{n}_parameters": arch.num_parameters for n, arch in architectures.items()},
             **{

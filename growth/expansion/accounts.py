@@ -13,6 +13,7 @@ from growth.blueprints.blueprint import Blueprint
 from growth.blueprints.notation import BlueprintError
 from growth.blueprints.parameters import Parameter, misfits, siblings
 from growth.expansion.blocks import Block, role_blocks, tile
+from growth.expansion.layer_kinds import kind_problems, layers_like, some_layers
 from growth.expansion.role_views import AnyArray, ArrayLayout, Sizes, array_layout, fixed_sizes
 from growth.expansion.segments import LayerSegment, layer_segments
 from growth.rules.growth_plan import GrowthPlan
@@ -103,6 +104,7 @@ class TreeAccount:
         given = {name: tuple(array.shape) for name, array in arrays.items()}
         if given != shapes:
             self.blueprint.check(tree, self.plan.target)  # which can say what is wrong, mostly
+            self._check_kinds_of_layers(tree)
             name = next(name for name in (*shapes, *given) if given.get(name) != shapes.get(name))
             raise BlueprintError(
                 f"{name}: the fresh array's shape {given.get(name)} differs from that of what the "
@@ -110,6 +112,13 @@ class TreeAccount:
                 f"them has arrays that the other lacks"
             )
         return arrays
+
+    def _check_kinds_of_layers(self, tree: ParamsLike) -> None:
+        """Refuses a tree of the larger model whose layers are of other kinds than those here."""
+        there = self.blueprint.parameters(tree, self.plan.target).values()
+        wanted = some_layers(array.target for array in self)
+        for problem in kind_problems(wanted, some_layers(there), self.plan):
+            raise BlueprintError(problem)
 
 
 def source_account(tree: ParamsLike, plan: GrowthPlan, blueprint: Blueprint) -> TreeAccount:
@@ -165,11 +174,14 @@ def _source_account(shapes: _Shapes, plan: GrowthPlan, blueprint: Blueprint) -> 
     arrays: dict[str, tuple[ArrayAccount, ...]] = {}
     empty: dict[str, tuple[tuple[str, str], ...]] = {}
     kinds = set()
+    some = some_layers(parameters.values())
     for path, first in ((path, parameters[path]) for path, _ in shapes if path in parameters):
         if first.kind in kinds:
             continue
         kinds.add(first.kind)
-        targets = [(t, _source_names(t, plan, by_name)) for t in siblings(first, plan.target)]
+        layers = layers_like(some[first.kind], plan) if first.kind in some else None
+        members = siblings(first, plan.target, layers)
+        targets = [(t, _source_names(t, plan, by_name)) for t in members]
         arrays[path] = tuple(
             array_account(t, plan, there) for t, names in targets if names[0] in there
         )

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from growth.blueprints.parameters import Parameter, size
-from growth.rules.growth_plan import GrowthPlan, nearest_sources
+from growth.blueprints.path_indices import NUM_LAYERS
+from growth.rules.growth_plan import GrowthPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LayerSegment:
       start: the first of the segment's layers, counted within the target array.
       length: the number of layers.
       source: the array of the source that the segment continues; for a new one the array of a unit
-        like it, in the layer below.
+        like it, in the layer that the new layer is like.
       source_start: the first layer of `source` that is meant, counted within that array.
       new_axes: the axes along which the whole segment is new: "layers" for new layers, an index in
         the path for, say, a new head that has an array of its own.
@@ -67,7 +68,8 @@ def _spans(layers: range, plan: GrowthPlan) -> Iterator[tuple[int, int]]:
     for layer in range(layers.start + 1, layers.stop + 1):
         if layer < layers.stop:
             before, here = plan.layer_sources[layer - 1], plan.layer_sources[layer]
-            if before is None and here is None:
+            templates = plan.layer_templates[layer - 1 : layer + 1]
+            if before is None and here is None and len(set(templates)) == 1:
                 continue
             if before is not None and here == before + 1 and homes[before] == homes[here]:
                 continue
@@ -79,11 +81,12 @@ def _segment(
     target: Parameter, start: int, length: int, layer: int | None, plan: GrowthPlan
 ) -> LayerSegment:
     new_axes = []
-    source_layers, source_start, indices = range(0), 0, {}
+    source_layers, source_start = range(0), 0
+    indices = {NUM_LAYERS: plan.source.num_layers}
     if layer is not None:
         if plan.layer_sources[layer] is None:
             new_axes.append("layers")
-        origin = nearest_sources(plan.layer_sources)[layer]
+        origin = plan.layer_templates[layer]
         in_array, in_path = "layers" in target.rule.axes, "layers" in target.path_axes
         if in_array and in_path:
             first, number = next(r for r in plan.source.layer_runs if origin < r[0] + r[1])

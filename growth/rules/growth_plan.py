@@ -31,6 +31,9 @@ class GrowthPlan:
       target: the architecture it becomes.
       layer_sources: for each layer of `target` the index of the layer of `source` that it
         continues, or None for a new layer.
+      layer_templates: for each layer of `target` the index of the layer of `source` that it
+        continues or, if it is new, is like: it has its shape and its kind, and copies are of it. If
+        not given, a new layer is like the one below it (the first one, at the bottom).
 
     Raises:
       GrowthError: the step would shrink something, or would not preserve the function.
@@ -56,9 +59,13 @@ class GrowthPlan:
     source: Architecture
     target: Architecture
     layer_sources: tuple[int | None, ...]
+    layer_templates: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_sources", tuple(self.layer_sources))  # a list has no hash
+        # A list has no hash.
+        object.__setattr__(self, "layer_sources", tuple(self.layer_sources))
+        templates = tuple(self.layer_templates) or nearest_sources(self.layer_sources)
+        object.__setattr__(self, "layer_templates", templates)
         source, target = self.source, self.target
         for field in dataclasses.fields(Architecture):
             old, new = getattr(source, field.name), getattr(target, field.name)
@@ -74,12 +81,25 @@ class GrowthPlan:
                 f"layer_sources is {self.layer_sources}, but from {source.num_layers} to "
                 f"{target.num_layers} layers every old layer must stand once, in its old order"
             )
+        self._check_templates()
         self._check_embed()
         if target.num_layers > source.num_layers:
             _refuse("num_layers", source.num_layers, target.num_layers, feasibility.layers(source))
         for index, origin in enumerate(self.layer_sources):
             if origin is not None:
                 _check_layer(index, source.layers[origin], target.layers[index], source)
+
+    def _check_templates(self) -> None:
+        pairs = list(zip(self.layer_sources, self.layer_templates, strict=False))
+        old = range(self.source.num_layers)
+        if len(self.layer_templates) != len(self.layer_sources) or any(
+            template not in old or origin not in (None, template) for origin, template in pairs
+        ):
+            raise GrowthError(
+                f"layer_templates is {self.layer_templates}, but it must name a layer of the "
+                f"{len(old)} old ones for each of layer_sources, {self.layer_sources}, and the "
+                f"same where that names one"
+            )
 
     def _check_embed(self) -> None:
         source, target = self.source, self.target
@@ -108,13 +128,16 @@ class GrowthPlan:
                 f"{self.target}"
             )
         origins = [None if i is None else self.layer_sources[i] for i in following.layer_sources]
-        return GrowthPlan(self.source, following.target, tuple(origins))
+        templates = [self.layer_templates[i] for i in following.layer_templates]
+        return GrowthPlan(self.source, following.target, tuple(origins), tuple(templates))
 
     def __str__(self) -> str:
         text = [f"{name} {old} → {new}" for name, (old, new) in self.changes.items()]
-        new_layers = [str(i) for i, origin in enumerate(self.layer_sources) if origin is None]
+        new_layers = [i for i, origin in enumerate(self.layer_sources) if origin is None]
         if new_layers:
-            text.append(f"new layers at {', '.join(new_layers)}")
+            text.append(f"new layers at {', '.join(map(str, new_layers))}")
+        if self.layer_templates != nearest_sources(self.layer_sources):
+            text[-1] += f" like {', '.join(str(self.layer_templates[i]) for i in new_layers)}"
         return "; ".join(text) or "nothing changes"
 
 
@@ -236,14 +259,17 @@ def plan(
 
 
 def plan_between(
-    source: Architecture, target: Architecture, layer_sources: tuple[int | None, ...]
+    source: Architecture,
+    target: Architecture,
+    layer_sources: tuple[int | None, ...],
+    layer_templates: tuple[int, ...] = (),
 ) -> GrowthPlan:
     """The plan between two architectures, with the layers that each new one continues.
 
     Args:
       source: the architecture that grows.
       target: the architecture to reach; `norm_eps` and `rope_theta` follow as for `plan`.
-      layer_sources: as in `GrowthPlan`.
+      layer_sources, layer_templates: as in `GrowthPlan`.
 
     Raises:
       GrowthError: there is no exact way.
@@ -252,12 +278,13 @@ def plan_between(
         target = target.replace(norm_eps=scaled_epsilon(source, target.embed_dim))
     if source.turns_whole_heads:
         thetas = []
-        for layer, nearest in zip(target.layers, nearest_sources(layer_sources), strict=True):
-            model = source.layers[nearest]
+        templates = layer_templates or nearest_sources(layer_sources)
+        for layer, template in zip(target.layers, templates, strict=True):
+            model = source.layers[template]
             unscaled = layer.rope_theta == model.rope_theta
             thetas.append(scaled_theta(model, layer.qk_dim) if unscaled else layer.rope_theta)
         target = target.replace(rope_theta=aligned(thetas))
-    return GrowthPlan(source, target, layer_sources)
+    return GrowthPlan(source, target, layer_sources, layer_templates)
 
 
 def nearest_sources(layer_sources: Sequence[int | None]) -> tuple[int, ...]:

@@ -237,14 +237,17 @@ class hidden_dimension_expansion(Transformation):
 class layer_addition(Transformation):
     """Inserts layers (definition 3.6).
 
-    A new layer has the shape of the layer below it (of the first layer, at the bottom). The output
-    matrices of its attention and its MLP are zero, so it adds nothing to the stream; all else in it
-    is free.
+    A new layer is like the layer below it (the first layer, at the bottom): it has its shape and,
+    where layers are of different kinds, its kind. What its attention and its MLP write to the
+    stream is zero, so it adds nothing; all else in it is free.
 
     Attributes:
       count: how many layers are inserted.
       position: the index that the first of them gets, from 0 (below all) to the number of layers
         (above all). None means above all.
+      like: the old layer that the new ones are like, or one for each of them, where it is not the
+        layer below: `layer_addition(3, like=(0, 1, 2))` adds a whole period of three kinds of
+        layers.
 
     Examples:
       >>> import growth
@@ -255,6 +258,8 @@ class layer_addition(Transformation):
       num_layers 2 → 3; new layers at 2
       >>> print(growth.layer_addition(2, position=0)(small))
       num_layers 2 → 4; new layers at 0, 1
+      >>> print(growth.layer_addition(2, like=(0, 1))(small))
+      num_layers 2 → 4; new layers at 2, 3 like 0, 1
 
     References:
       Gesmundo and Maile, *Composable Function-preserving Expansions for Transformer
@@ -263,6 +268,7 @@ class layer_addition(Transformation):
 
     count: int
     position: int | None = None
+    like: int | tuple[int, ...] | None = None
 
     def __call__(self, architecture: Architecture) -> GrowthPlan:
         number = architecture.num_layers
@@ -272,10 +278,29 @@ class layer_addition(Transformation):
         position = number if self.position is None else self.position
         check_position(position, number)
         origins: list[int | None] = list(unmoved(architecture))
+        templates = list(unmoved(architecture))
         origins[position:position] = [None] * self.count
-        shapes = list(architecture.layers)
-        shapes[position:position] = [shapes[max(position - 1, 0)]] * self.count
-        return GrowthPlan(architecture, with_layers(architecture, shapes), tuple(origins))
+        templates[position:position] = self._like(architecture, max(position - 1, 0))
+        target = with_layers(architecture, [architecture.layers[i] for i in templates])
+        return GrowthPlan(architecture, target, tuple(origins), tuple(templates))
+
+    def _like(self, architecture: Architecture, below: int) -> tuple[int, ...]:
+        """The old layer that each new one is like."""
+        like = below if self.like is None else self.like
+        if isinstance(like, int) and not isinstance(like, bool):
+            like = (like,) * self.count
+        if not isinstance(like, tuple) or len(like) != self.count:
+            raise GrowthError(
+                f"like is {self.like!r}, but it must be the index of a layer, or one for each of "
+                f"the {self.count} new layers"
+            )
+        for index in like:
+            if isinstance(index, bool) or index not in range(architecture.num_layers):
+                raise GrowthError(
+                    f"like names layer {index!r}, but the layers are 0 to "
+                    f"{architecture.num_layers - 1}"
+                )
+        return like
 
 
 def _whole_groups(architecture: Architecture, index: int, num_heads: int) -> int:

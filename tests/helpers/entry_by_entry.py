@@ -83,7 +83,7 @@ class Case:
 
     def parameters(self, architecture):
         """All arrays that a model of an architecture has by the rule."""
-        rule, _ = parse(*self.rule)
+        rule = parse(*self.rule)
         indices = dict.fromkeys(rule.indices, 0)
         first = Parameter(rule, tuple(indices.items()), "", layers_of(rule, indices, architecture))
         return list(siblings(first, architecture))

@@ -46,7 +46,7 @@ def assert_right(guess, name, rename=lambda path: path):
     (reading,) = guess.readings
     rules = Blueprint([(guess.path, reading.role, reading.axes)])
     paths = {rename(path.removeprefix("params/")): path for path in parameters}
-    found = rules.locate(p for p, _ in guess.kind.shapes)
+    found = rules.locate((p for p, _ in guess.kind.shapes), shapes_of(name)[1])
     assert found
     for path, (rule, _, _) in found.items():
         want = parameters[paths[path]].rule

@@ -80,7 +80,7 @@ class Reading:
 
         None where it stands in between, or where that means nothing.
         """
-        dims = parse("", self.role, self.axes)[0].dims if self.axes else ()
+        dims = parse("", self.role, self.axes).dims if self.axes else ()
         order = [names for names in dims if {*names} & (({*AXES} | {"vocab"}) - {"layers"})]
         if len(order) < 2 or ("embed",) not in (order[0], order[-1]):
             return None
@@ -130,17 +130,16 @@ def fits(kind: Kind, reading: Reading, architecture: Architecture) -> bool:
     if len(re.findall(r"\w+|\([^)]*\)", reading.axes)) != len(kind.shape):
         return False
     try:
-        rule, pattern = parse(kind.path, reading.role, reading.axes)
+        rule = parse(kind.path, reading.role, reading.axes)
     except BlueprintError:
         return False
     fixed = {"vocab": architecture.vocab_size, "length": architecture.max_length}
     if architecture.patches is not None:
         fixed["patch"] = architecture.patches.dim
     for path, shape in kind.shapes:
-        match = pattern.fullmatch(path)
+        match = rule.read(path)
         assert match is not None
-        texts = {name: text for name, text in match.groupdict().items() if name != "prefix_"}
-        indices = {name: int(text) if name in AXES else text for name, text in texts.items()}
+        indices, _ = match
         layers = layers_of(rule, indices, architecture)
         parameter = Parameter(rule, tuple(indices.items()), "", layers)
         if any(fit.shape_problems(parameter, shape, architecture)):

@@ -20,7 +20,7 @@ def tensors_of(architecture: Architecture, family: Family) -> Iterator[Parameter
     in_reference = {path for path, _, _ in blueprint(architecture).rules}
     for row in family.tensors:
         if row.reference and in_reference.issuperset(row.reference):
-            rule, _ = parse(row.path, row.role, row.axes)
+            rule = parse(row.path, row.role, row.axes)
             indices = tuple((name, 0) for name in rule.indices)
             yield from siblings(Parameter(rule, indices, "", range(len(indices))), architecture)
 
@@ -77,9 +77,7 @@ def _reference_view(
     arrays: Mapping[str, np.ndarray], path: str, layer: int | None, architecture: Architecture
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """A view of an array of the reference model, or of one of its layers, and its axes."""
-    rule = next(
-        parse(*written)[0] for written in blueprint(architecture).rules if written[0] == path
-    )
+    rule = next(parse(*written) for written in blueprint(architecture).rules if written[0] == path)
     if layer is None:
         parameter = Parameter(rule, (), "", range(0))
     else:
