@@ -15,7 +15,7 @@ from growth.blueprints.inference.names import norm_of
 from growth.blueprints.inference.paths import Kind
 from growth.blueprints.inference.readings import NORM_ROLES, Reading
 from growth.blueprints.presence import FORBIDDEN
-from growth.rules.roles import ROLES
+from growth.rules.roles import ROLES, final_gain_differs
 
 Assigned = Sequence[tuple[Kind, Reading]]
 
@@ -45,7 +45,7 @@ class Objection:
         return here and bool({*reading.roles} & {*self.roles})
 
 
-def has_place(kind: Kind, reading: Reading, architecture: Architecture, indexed: bool) -> bool:
+def has_place(kind: Kind, reading: Reading, architecture: Architecture, stacks: int) -> bool:
     """Whether arrays that stand where these do can have such roles.
 
     What stands outside of all layers is not inside them, and the other way round.
@@ -54,7 +54,7 @@ def has_place(kind: Kind, reading: Reading, architecture: Architecture, indexed:
       kind: the arrays.
       reading: what they are taken for.
       architecture: the architecture.
-      indexed: whether any array of the tree has an index of a layer in its path.
+      stacks: how many stacks of layers have an index of a layer in their paths; see `stacks_of`.
     """
     inside = "layers" in kind.indices or "layers" in reading.names
     for role in reading.roles:
@@ -64,11 +64,25 @@ def has_place(kind: Kind, reading: Reading, architecture: Architecture, indexed:
         if inside and not of_layers:
             return False
         if not inside and of_layers:
-            single = architecture.num_layers == 1 and not indexed
+            single = architecture.num_layers == 1 and not stacks
             behind_embedding = role.startswith("closing_") and architecture.embed_norm
-            if not (single or behind_embedding or role == "position_bias"):
+            behind_stack = role.startswith("norm_") and ends_differ(architecture, stacks)
+            if not (single or behind_embedding or behind_stack or role == "position_bias"):
                 return False
     return True
+
+
+def stacks_of(kinds: Iterable[Kind]) -> int:
+    """How many stacks of layers have an index of a layer in their paths."""
+    return len({kind.home for kind in kinds if "layers" in kind.indices})
+
+
+def ends_differ(architecture: Architecture, stacks: int) -> bool:
+    """Whether of the norms at the ends of several stacks that before the output layer is special.
+
+    Another stack, such as an encoder, ends in a norm that is read by layers.
+    """
+    return stacks > 1 and architecture.final_norm and final_gain_differs(architecture)
 
 
 def objections(assigned: Assigned, architecture: Architecture) -> Iterator[Objection]:
@@ -192,11 +206,14 @@ def _norms(
     """How many norms there are, and what one has."""
     parts: dict[str, dict[str, list[Kind]]] = {"norm": {}, "final": {}, "closing": {}}
     outside: dict[str, list[Kind]] = {}
+    behind: dict[str, list[Kind]] = {}
+    stacks = stacks_of(kind for kind, _ in assigned)
+    elsewhere = {"closing": outside} | ({"norm": behind} if stacks else {})
     for kind, reading in assigned:
         name, _, _ = reading.roles[0].partition("_")
         if reading.role in NORM_ROLES:
             inside = "layers" in kind.indices or "layers" in reading.names
-            place = outside if name == "closing" and not inside else parts[name]
+            place = parts[name] if inside else elsewhere.get(name, parts[name])
             place.setdefault(norm_of(kind), []).append(kind)
     yield from _pairs(assigned, architecture)
 
@@ -224,11 +241,19 @@ def _norms(
                 hard=there,
             )
 
-    stacks = len({kind.home for kind, _ in assigned if "layers" in kind.indices}) or 1
+    # One for each stack; of several, all but the last may be those of layers.
     ends = {"final": (parts["final"], architecture.final_norm, "final_norm")}
     ends["closing"] = (outside, architecture.embed_norm, "embed_norm")
+    if len(behind) not in {0, stacks - 1}:
+        yield Objection(
+            f"behind {stacks} stacks there are {stacks - 1} norms that layers read, but here "
+            f"{len(behind)}",
+            ("norm_gain", "norm_bias", "final_gain", "final_bias"),
+            tuple(behind),
+        )
     for name, (found, there, field) in ends.items():
-        if len(found) not in ({1, stacks} if there else {0}) and (found or architecture.norm_gain):
+        numbers = {1} if name == "final" and ends_differ(architecture, stacks) else {1, stacks or 1}
+        if len(found) not in (numbers if there else {0}) and (found or architecture.norm_gain):
             yield Objection(
                 f"with {field}={there} there {'is one norm' if there else 'is no norm'} of role "
                 f"{name} outside of the layers, but here {len(found)}",

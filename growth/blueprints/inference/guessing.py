@@ -100,7 +100,7 @@ class _Proposal:
         self, kind: Kind, kinds: Sequence[Kind], named: dict[str, str], architecture: Architecture
     ) -> None:
         self.kind, self._architecture = kind, architecture
-        self._indexed = any("layers" in other.indices for other in kinds)
+        self._stacks = demands.stacks_of(kinds)
         beside = [k for k in kinds if k.module == kind.module and k is not kind]
         is_norm = self._is_norm(beside)
         self.doubts: list[str] = []
@@ -148,13 +148,14 @@ class _Proposal:
     def _norm_roles(self) -> list[str]:
         """The roles of a norm that its place and its name allow, the likeliest first."""
         arch, kind = self._architecture, self.kind
-        if "layers" in kind.indices or len(kind.shape) > 1 or not self._indexed:
+        if "layers" in kind.indices or len(kind.shape) > 1 or not self._stacks:
             inside = ["norm"] if arch.norm_placement != "closing" else ["closing"]
             if arch.norm_placement == "sandwich" and names.closes(kind):
                 inside = ["closing"]
         else:
             inside = []
         outside = ["final"] * arch.final_norm
+        outside += ["norm"] * demands.ends_differ(arch, self._stacks)
         if arch.embed_norm:
             outside = ["closing"] if names.follows_embedding(kind) else outside or ["closing"]
         places = [*inside, *(outside or ["final"])]
@@ -168,7 +169,7 @@ class _Proposal:
         return [
             reading
             for reading in dict.fromkeys(found)
-            if demands.has_place(self.kind, reading, self._architecture, self._indexed)
+            if demands.has_place(self.kind, reading, self._architecture, self._stacks)
         ]
 
     def _proposed(self) -> list[Reading]:

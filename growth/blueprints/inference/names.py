@@ -23,11 +23,14 @@ _NAMES: tuple[tuple[Roles, str], ...] = (
     (("value",), r"v|values?|val"),
     (_QKV, r"qkv|query_?key_?value|c_attn|attn|w_?qkv|in|qkv_?combined"),
     (("key", "value"), r"kv|key_?value|kv_?combined"),
-    (("attention_out",), r"o|out(put)?|attn_?out|attn_?vec|proj|c_?proj|dense|post|combine"),
+    (
+        ("attention_out",),
+        r"o|out(put)?|attn_?out|attn_?vec|proj|c_?proj|dense|post|combine|linear",
+    ),
     (
         ("mlp_in",),
         rf"up|gate|gating|fc|fc_?[01]|fc_?in|c_?fc|w_?[13]|wi|wi_\d|in|intermediate|(dense_)?h_to_4h"
-        rf"|(linear|dense|lin)_?[01]|{_FFN}(1|in|up|gate|gating|gate_?\d|wi|wi_\d|fc_?1)"
+        rf"|(linear|dense|lin)_?[01v]?|{_FFN}(1|in|up|gate|gating|gate_?\d|wi|wi_\d|fc_?1)"
         r"|expand|inner|hidden|up_?gate",
     ),
     (_GATED, rf"w_?13|gate_?up|up_?gate|gating|wi|fc_?1|w_?1|{_FFN}(1|in|gating)|c_?fc|h_to_4h"),
@@ -38,7 +41,10 @@ _NAMES: tuple[tuple[Roles, str], ...] = (
     ),
     (("branch_gain",), r"(attention|attn|mlp|branch)_?gain|layer_?scale\w*|ls_?\d?|lambda_?\d?"),
     (("router",), r"router|gate|gating|switch|expert_?gate|route"),
-    (("position",), r"wpe|pos|positions?|pos\w*emb\w*|position\w*|cls\w*|class_?token"),
+    (
+        ("position",),
+        r"wpe|pos|pos\w*emb\w*|position\w*|emb\w*_?pos\w*|cls\w*|(class|mask|register)_?tokens?",
+    ),
     (("position_bias",), r"relative_?attention_?bias|rel\w*bias|rel_?pos\w*"),
     (
         ("unembed",),

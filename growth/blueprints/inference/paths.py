@@ -48,6 +48,8 @@ class Kind:
     @functools.cached_property
     def _split(self) -> tuple[str, str]:
         module, _, leaf = self.path.rpartition("/")
+        if leaf == "array" and (end := module.rpartition("/"))[2] in (*GAINS, *BIASES, *PLAIN):
+            module, _, leaf = end  # a node around the array, as haliax has
         if module and leaf.lower() in (*GAINS, *BIASES, *PLAIN):
             return module, leaf.lower()
         if match := _ENDING.fullmatch(leaf.lower()):

@@ -167,6 +167,8 @@ def _dims(kind: Kind, roles: Roles, architecture: Architecture) -> Iterator[_Dim
             yield from ((*((name,) for name in names), ("embed",)) for names in _PATCH)
         if role == "position" and architecture.patches is not None:
             yield (("embed",),)  # a class token
+        if role == "unembed" and architecture.patches is not None:
+            yield (("2", "embed"), ("vocab",))  # of the class token and of the patches' mean
     no_bias = ["position", "position_bias"] + ["embedding"] * (architecture.patches is None)
     no_bias += ["router"] * (not kind.is_bias)
     if kind.part not in PLAIN and role not in no_bias:
@@ -207,8 +209,10 @@ def _groupings(side: tuple[str, ...]) -> list[_Dims]:
     """The ways in which factors are dimensions: each by itself, all in one, heads in one."""
     apart: _Dims = tuple((name,) for name in side)
     found: list[_Dims] = [apart, (side,) if side else ()]
-    if side[:2] == _HEADS and len(side) > 2:
-        found.append((side[:2], *apart[2:]))
+    if side[:2] == _HEADS:
+        found.append((apart[1], apart[0], *apart[2:]))
+        if len(side) > 2:
+            found.append((side[:2], *apart[2:]))
     return list(dict.fromkeys(found))
 
 
@@ -237,7 +241,7 @@ def _stacked(dims: _Dims, kind: Kind, roles: Roles, architecture: Architecture) 
         stacks += [(("1",),), (("1",), ("1",))]
     for stack in stacks:
         orders = [(*stack, *dims)]
-        if stack == (("layers",),) and len(dims) > 1:
+        if stack == (("layers",),) and dims:
             orders.append((dims[0], *stack, *dims[1:]))  # as T5X scans
         for order in orders:
             yield " ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in order)
