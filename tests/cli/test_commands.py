@@ -146,26 +146,11 @@ def test_a_directory_of_another_architecture_is_left_alone(trained, files, capsy
     assert "24" in message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--config=quickstart", "--config.optimzer.learning_rate=1e-3"],
-            "error: unknown field of the config: optimzer; did you mean optimizer?\n",
-        ),
-        (
-            ["--config=quickstart", "--config.data=3"],
-            "error: config.data is '3', but it is a section: set its fields, such as "
-            "--config.data.files\n",
-        ),
-        (["--config=no.py"], "error: config is 'no.py', but there is no such file; presets are "),
-    ],
-)
-def test_a_wrong_config_is_one_line(arguments, message, tmp_path):
+def test_a_wrong_config_is_one_line(tmp_path):
+    arguments = ("--config=quickstart", "--config.optimzer.learning_rate=1e-3")
     code, text = output("train", *arguments, f"--workdir={tmp_path / 'run'}")
     assert code == 2
-    assert text.startswith(message)
-    assert text.count("\n") == 1
+    assert text == "error: unknown field of the config: optimzer; did you mean optimizer?\n"
     assert not (tmp_path / "run").exists()
 
 

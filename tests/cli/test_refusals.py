@@ -57,6 +57,11 @@ def checkpoint(tmp_path):
         (["plan", "--config=quickstart", "--init=copy"], "--init applies to --source"),
         (["plan", "--source=.", "--config.seed=1"], "--config.seed=1 applies to --config"),
         (["plan", "--config=quickstrat"], f"did you mean quickstart? presets are {PRESETS}"),
+        (
+            ["train", "--config=quickstart", "--config.data=3", "--workdir=x"],
+            "config.data is '3', but it is a section: set its fields, such as --config.data.files",
+        ),
+        (["train", "--config=no.py", "--workdir=x"], "config is 'no.py', but there is no such"),
         (["plan", "--config=none.py"], f"there is no such file; presets are {PRESETS}"),
         (["plan", "--config=quickstart:large"], "quickstart takes no argument after a colon"),
         (["plan", "--config=digits:half"], "size is 'half', but it must be grown or full"),

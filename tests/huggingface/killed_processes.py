@@ -18,6 +18,7 @@ from pathlib import Path
 
 from growth.files import write_atomically
 from growth.huggingface import expand_checkpoint
+from growth.huggingface.transformers_config import load_problem
 
 SIZES = dict(embed_dim=36, num_layers=8, mlp_dim=100)
 SEVERAL_FILES = dict(max_shard_size="60KB")
@@ -107,6 +108,7 @@ def main():
     """Kills as many processes as is asked for: right before and after the output appears under its
     name, the others at points spread evenly from the first one on."""
     source, directory, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    load_problem(json.loads((source / "config.json").read_text()))  # imports transformers, once
     events = points(source, directory / "several")
     assert in_a_process(lambda: grow(source, directory / "single")) == 0
     renamed = events.index("os.rename")

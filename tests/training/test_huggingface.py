@@ -10,6 +10,7 @@ import transformers
 from ml_collections import ConfigDict
 
 from growth import huggingface
+from growth.cli.main import main
 from growth.training.config import parse
 from growth.training.config_sections import ConfigError
 from growth.training.loop import train
@@ -110,11 +111,11 @@ def test_another_architecture_is_refused(source, files, tmp_path):
         (":nowhere", "error: source is 'nowhere', but there is no such directory"),
     ],
 )
-def test_a_config_without_a_checkpoint_is_one_clear_error(argument, message, tmp_path):
+def test_a_config_without_a_checkpoint_is_one_clear_error(argument, message, tmp_path, capsys):
     config = f"--config={runs.ROOT}/configs/continue_from_huggingface.py{argument}"
-    process = runs.start("train", config, f"--workdir={tmp_path}/run")
-    text, _ = process.communicate(timeout=120)
-    assert (process.returncode, text) == (2, message + "\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["train", config, f"--workdir={tmp_path}/run"])
+    assert (exit.value.code, *capsys.readouterr()) == (2, "", message + "\n")
 
 
 def test_plan_shows_what_would_be_and_writes_nothing(source, tmp_path):
