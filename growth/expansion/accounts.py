@@ -17,6 +17,7 @@ from growth.expansion.layer_kinds import kind_problems, layers_like, some_layers
 from growth.expansion.role_views import AnyArray, ArrayLayout, Sizes, array_layout, fixed_sizes
 from growth.expansion.segments import LayerSegment, layer_segments
 from growth.rules.growth_plan import GrowthPlan
+from growth.rules.roles import ROLES
 from growth.types import Array, ParamsLike
 
 # The leaves of a tree by path: the shape of each, None for an empty node.
@@ -208,6 +209,7 @@ def _account(
     target: Parameter, segments: Sequence[LayerSegment], plan: GrowthPlan, fixed: Sizes
 ) -> ArrayAccount:
     _check_groups(target, plan)
+    _check_new_layers(target, segments)
     for problem in misfits(target, plan.target):
         raise BlueprintError(problem)
     layout = array_layout(target, plan.target, fixed)
@@ -244,6 +246,16 @@ def _check_groups(parameter: Parameter, plan: GrowthPlan) -> None:
         raise BlueprintError(
             f"{parameter.path}: the plan adds query heads to each group, but the rule names no "
             f"axis `group`; write (kv_heads group) where the query heads are"
+        )
+
+
+def _check_new_layers(target: Parameter, segments: Sequence[LayerSegment]) -> None:
+    """Refuses to add layers with an array whose role says nothing of new ones."""
+    outside = [role for role in target.rule.roles if "layers" not in ROLES[role].fills]
+    if outside and any("layers" in segment.new_axes for segment in segments):
+        raise BlueprintError(
+            f"{target.path}: its role is {outside[0]!r}, which stands outside of layers, so that "
+            f"it is not known what it would be in a new layer"
         )
 
 
