@@ -12,7 +12,7 @@ from growth.blueprints import pytrees
 
 ATTENTION, RECURRENCE = "attention", "recurrence"
 WIDTH = 3  # of the recurrence
-TOKENS = np.random.default_rng(0).integers(0, 11, (2, 6))
+TOKENS = np.random.default_rng(0).integers(0, 11, (2, 4))
 
 ARCHITECTURE = Architecture(
     vocab_size=11, max_length=8, embed_dim=6, num_layers=3, num_heads=4, num_kv_heads=2,
