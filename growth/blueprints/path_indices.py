@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from growth.errors import InputError
 from growth.rules.axes import AXES
 
 # In braces, the number of layers: what stands behind all layers in a row has it in its number.
@@ -32,7 +33,7 @@ COUNTED = (*AXES, NUM_LAYERS)
 _BRACES = re.compile(r"(_?)(?:(\d+)\*)?([^\W\d_]\w*)(?:\+(\d+))?(\??)")
 
 
-class PathError(ValueError):
+class PathError(InputError):
     """What stands in the braces of a path means nothing; the message says why."""
 
 

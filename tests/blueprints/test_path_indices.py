@@ -1,5 +1,7 @@
 """However people number arrays of layers and heads, a rule can say it, and growth is the same."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 
 import growth
 from growth import Architecture, Blueprint, BlueprintError
-from growth.blueprints import path_indices
-from tests.helpers import networks
+from growth.blueprints import path_indices, pytrees
+from growth.blueprints.inference.guessing import guesses
+from growth.blueprints.inference.paths import kinds
+from tests.helpers import inference_cases, networks
 
 ARCHITECTURE = Architecture(
     vocab_size=11, max_length=8, embed_dim=6, num_layers=3, num_heads=2, qk_dim=4, v_dim=3,
@@ -248,3 +252,73 @@ def test_containers_and_attributes_take_the_new_numbers():
         small, plan, blueprint=Blueprint(rules), init="copy", key=jax.random.key(0)
     )
     assert list(large) == [f"gpt/{_haiku('block', i)}/linear" for i in range(4)]
+
+
+def _as_haiku(tree, base):
+    """Shapes by path, where what is called `base` and a number is called as Haiku calls it."""
+    shapes = {leaf.name: leaf.value for leaf in pytrees.leaves(tree)}
+    return {
+        re.sub(rf"\b{base}(\d+)(?=/)", lambda m: _haiku("block", int(m[1])), path): value
+        for path, value in shapes.items()
+    }
+
+
+# Models whose layers' index ends a name, with what stands before it.
+STEMS = {
+    name: stem
+    for name, model in inference_cases.BY_HAND.items()
+    for stem in ("blocks_", "layers_", "layers/", "h_", "h/", "blocks/")
+    if any(f"{stem}{{layers}}/" in path for path, _, _ in model.blueprint.rules)
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_what_is_guessed_is_the_same_where_the_first_layer_has_no_number(name):
+    tree, architecture = inference_cases.shapes_of(name)
+    plain = {
+        guess.path.replace(f"{STEMS[name]}{{layers}}", "block{_layers}"): (
+            guess.readings,
+            guess.sure,
+        )
+        for guess in guesses(tree, architecture)
+    }
+    renamed = guesses(_as_haiku(tree, STEMS[name]), architecture)
+    assert {guess.path: (guess.readings, guess.sure) for guess in renamed} == plain
+    assert any("{_layers}" in path for path in plain)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "paths"),
+    [
+        (
+            {f"gpt/{_haiku('layer', i)}/w": (6, 7) for i in range(3)},
+            ["gpt/layer{_layers}/w"],
+        ),
+        (  # in every layer as many norms as there are layers
+            {f"layers_{i}/{_haiku('norm', j)}": (6,) for i in range(3) for j in range(3)},
+            ["layers_{layers}/norm", "layers_{layers}/norm_1", "layers_{layers}/norm_2"],
+        ),
+        (
+            {f"{_haiku('block', i)}/{_haiku('norm', j)}": (6,) for i in range(3) for j in range(3)},
+            ["block{_layers}/norm", "block{_layers}/norm_1", "block{_layers}/norm_2"],
+        ),
+        (  # one is more, and one is less
+            {f"{_haiku('block', i)}/w": (6, 7) for i in range(4)},
+            ["block/w", "block_1/w", "block_2/w", "block_3/w"],
+        ),
+        ({f"{_haiku('block', i)}/w": (6, 7) for i in range(2)}, ["block/w", "block_1/w"]),
+        (  # what they hold differs
+            {"block/w": (6, 7), "block_1/w": (6, 7), "block_2/w": (6, 7), "block_2/b": (7,)},
+            ["block/w", "block_1/w", "block_2/w", "block_2/b"],
+        ),
+        (
+            {"block/w": (6, 7), "block_1/w": (7,), "block_2/w": (6, 7)},
+            ["block/w", "block_1/w", "block_2/w"],
+        ),
+        ({"block/w": (6, 7), "block_01/w": (6, 7), "block_2/w": (6, 7)},
+         ["block/w", "block_01/w", "block_2/w"]),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_row_without_zero_is_of_layers_if_it_is_as_long_and_all_hold_the_same(shapes, paths):
+    assert [kind.path for kind in kinds(shapes, ARCHITECTURE)] == paths

@@ -71,7 +71,7 @@ _OF_EMBEDDING = re.compile(r"emb")
 
 def words(kind: Kind) -> list[str]:
     """The names that an array stands under within its layer, the nearest first."""
-    inside = kind.module.rpartition("{layers}")
+    inside = kind.module.replace("{_layers}", "_{layers}").rpartition("{layers}")
     segments = f"{inside[0].rpartition('/')[2]}{{layers}}{inside[2]}" if inside[1] else inside[2]
     found = []
     for segment in reversed(segments.lower().split("/")):

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from growth.architecture import Architecture
-from growth.blueprints import pytrees
+from growth.blueprints import path_indices, pytrees
 from growth.types import ParamsLike
 
-_LAYERS = "{layers}"
+_LAYERS = re.compile(r"{_?layers}")
 
 # What a parameter is called within its module, which says nothing of the module; by what it may be.
 GAINS = ("scale", "gain", "g", "gamma")
@@ -43,7 +43,7 @@ class Kind:
     @property
     def indices(self) -> tuple[str, ...]:
         """The axes that are indices in the path."""
-        return tuple(re.findall(r"{(\w+)}", self.path))
+        return tuple(re.findall(r"{_?([^\W_]\w*)}", self.path))
 
     @functools.cached_property
     def _split(self) -> tuple[str, str]:
@@ -74,18 +74,16 @@ class Kind:
     @property
     def home(self) -> str:
         """The path up to the layer's index: the stack of layers that it stands in."""
-        return self.path.partition(_LAYERS)[0].rpartition("/")[0]
+        return _LAYERS.split(self.path, maxsplit=1)[0].rpartition("/")[0]
 
     @functools.cached_property
     def layers(self) -> frozenset[int]:
         """The layers whose index stands in a path of it."""
-        if _LAYERS not in self.path:
+        if not _LAYERS.search(self.path):
             return frozenset()
-        before, _, after = self.path.partition(_LAYERS)
-        rest = re.sub(r"\\{\w+\\}", r"\\d+", re.escape(after))
-        pattern = re.compile(rf"{re.escape(before)}(\d+){rest}")
-        found = [pattern.fullmatch(path) for path, _ in self.shapes]
-        return frozenset(int(match[1]) for match in found if match)
+        parts = path_indices.pieces(self.path)
+        found = [path_indices.read(parts, path) for path, _ in self.shapes]
+        return frozenset(indices["layers"] for indices in found if indices is not None)
 
 
 def arrays(tree: ParamsLike) -> dict[str, tuple[int, ...]]:
@@ -100,7 +98,7 @@ def arrays(tree: ParamsLike) -> dict[str, tuple[int, ...]]:
 def kinds(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> list[Kind]:
     """The kinds of arrays, in the order of their first."""
     members: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    patterns = _Patterns(tuple(shapes), architecture)
+    patterns = _Patterns(shapes, architecture)
     for path, shape in shapes.items():
         members.setdefault(patterns.of(path), []).append((path, shape))
     return [Kind(path, tuple(found)) for path, found in members.items()]
@@ -109,21 +107,28 @@ def kinds(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> 
 class _Patterns:
     """Which numbers in the paths of a tree are indices of layers or heads."""
 
-    def __init__(self, paths: Sequence[str], architecture: Architecture) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> None:
         self._number = architecture.num_layers
         self._starts = {first for first, _ in architecture.layer_runs}
         self._values: dict[str, set[int]] = {}
-        for path in paths:
+        for path in shapes:
             for match in re.finditer(r"\d+", path):
                 self._values.setdefault(path[: match.start()], set()).add(int(match[0]))
+        stems = sorted(filter(self._lacks_zero, self._values), key=len)  # the outermost first
+        rows = [self._row(stem, shapes) for stem in stems]
+        self._rows = [row for row in rows if row is not None]
 
     def of(self, path: str) -> str:
         """The path with its indices in braces."""
         result, done, seen = "", 0, False
+        if row := next((m for row in self._rows if (m := row.fullmatch(path))), None):
+            result, done, seen = f"{row[1]}{{_layers}}", row.start(2), True
         for match in re.finditer(r"\d+", path):
+            if match.start() < done:
+                continue
             stem = path[: match.start()]
             name = None
-            if not seen and self._counts_layers(stem, path[match.end() :]):
+            if not seen and self._counts_layers(stem):
                 name, seen = "layers", True
             elif re.search(r"head\w*[_/]$", stem):
                 name = "kv_heads"
@@ -131,11 +136,35 @@ class _Patterns:
             done = match.end()
         return result + path[done:]
 
-    def _counts_layers(self, stem: str, rest: str) -> bool:
+    def _counts_layers(self, stem: str) -> bool:
         values = self._values[stem]
         if values not in (set(range(self._number)), self._starts):
             return False
+        return self._may_count_layers(stem, len(values))
+
+    def _may_count_layers(self, stem: str, number: int) -> bool:
         # One number may be anything; two are often the two norms of a layer, or halves of a gate.
         called_so = re.search(r"(layer|block|h|resblock|decoder|encoder)s?[_/]$", stem.lower())
         parts = re.search(r"(ln|norms?|w|wi|fc|linear|dense|mlp|conv)_?/?$", stem.lower())
-        return bool(called_so) or (len(values) > 1 and not (len(values) < 3 and parts))
+        return bool(called_so) or (number > 1 and not (number < 3 and parts))
+
+    def _lacks_zero(self, stem: str) -> bool:
+        """Whether numbers count the layers but the first, and no layers are counted before them."""
+        return (
+            self._number > 1
+            and stem.endswith("_")
+            and self._values[stem] == set(range(1, self._number))
+            and self._may_count_layers(stem, self._number)
+            and not any(self._counts_layers(stem[: m.start()]) for m in re.finditer(r"\d+", stem))
+        )
+
+    def _row(self, stem: str, shapes: Mapping[str, tuple[int, ...]]) -> re.Pattern[str] | None:
+        """What is called `name`, `name_1`, ..., as Haiku counts, if all of it holds the same."""
+        pattern = re.compile(rf"({re.escape(stem[:-1])})(?:_[1-9]\d*)?((?:/.*)?)")
+        inside: dict[str, list[tuple[str, int]]] = {}
+        for path, shape in shapes.items():
+            if match := pattern.fullmatch(path):
+                module = path[: match.start(2)]
+                inside.setdefault(module, []).append((match[2], len(shape)))
+        alike = {tuple(sorted(arrays)) for arrays in inside.values()}
+        return pattern if len(inside) == self._number and len(alike) == 1 else None
