@@ -55,6 +55,11 @@ def leaves(tree: PyTree) -> list[Leaf]:
     return [Leaf(keys, "/".join(_names(keys, children)), value) for keys, value in flat]
 
 
+def arrays(tree: PyTree) -> list[Leaf]:
+    """The leaves of a tree without empty nodes: those that JAX's own functions see."""
+    return [leaf for leaf in leaves(tree) if not is_empty(leaf.value)]
+
+
 def shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
     """The shape of each leaf of a tree by path; None for an empty node.
 

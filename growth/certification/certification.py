@@ -220,7 +220,7 @@ def _first_update(
 ) -> tuple[float, float]:
     updates, _ = jax.jit(tx.update)(gradient, state, grown)
     sizes = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(updates)]
-    masks = [is_new[leaf.path] for leaf in pytrees.leaves(grown)]
+    masks = [is_new[leaf.path] for leaf in pytrees.arrays(grown)]
     largest = [
         max((float(s[m ^ old].max()) for s, m in zip(sizes, masks, strict=True) if (m ^ old).any()))
         for old in (False, True)

@@ -5,18 +5,19 @@ has none before the first step and one after it: two steps decide.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import optax
 
+from growth.architecture import Architecture
 from growth.blueprints import pytrees
 from growth.blueprints.blueprint import Blueprint
-from growth.blueprints.parameters import Parameter
 from growth.expansion.accounts import ArrayAccount, target_accounts
 from growth.expansion.blocks import Kind
 from growth.expansion.numpy_backend import mask
+from growth.expansion.role_views import RoleView
 from growth.rules.axes import AXES
 from growth.rules.growth_plan import GrowthPlan
 from growth.types import OptState, Params
@@ -36,8 +37,8 @@ class GradientReport:
       new: the number of new entries of each parameter, by path.
       dead: of these, how many never had a gradient, where there are any.
       excused: likewise, but for a reason that growth has nothing to do with: a row of a token or
-        position that the batch lacks, a unit that ReLU holds inactive, a bias of keys that are not
-        turned (softmax does not see it).
+        position that the batch lacks, an expert that it does not choose, a unit that ReLU holds
+        inactive, a bias of keys that are not turned (softmax does not see it).
       locked: pairs of units that are equal and get equal gradients, at least one of them new, as
         "layer, axis: unit and unit". They will stay equal for ever.
     """
@@ -93,13 +94,13 @@ def observe(
     new: dict[str, int] = {}
     dead: dict[str, int] = {}
     excused: dict[str, int] = {}
-    columns = (pytrees.leaves(grown), *(jax.tree.leaves(step) for step in gradients))
+    columns = (pytrees.arrays(grown), *(jax.tree.leaves(step) for step in gradients))
     for leaf, *steps in zip(*columns, strict=True):
         fresh = is_new[leaf.path]
         sizes = [np.abs(np.asarray(step)) for step in steps]
         alive = np.any([size > ROUNDING * size.max() for size in sizes], axis=0)
         still = fresh & ~alive
-        pardoned = still & _excuses(accounts[leaf.path].target, alive, fresh, plan)
+        pardoned = still & _excuses(accounts[leaf.path], alive, fresh, plan)
         new |= {leaf.path: int(fresh.sum())} if fresh.any() else {}
         dead |= {leaf.path: int(n)} if (n := (still & ~pardoned).sum()) else {}
         excused |= {leaf.path: int(n)} if (n := pardoned.sum()) else {}
@@ -107,19 +108,42 @@ def observe(
 
 
 def _excuses(
-    parameter: Parameter, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan
+    array: ArrayAccount, alive: np.ndarray, new: np.ndarray, plan: GrowthPlan
 ) -> np.ndarray:
     """Which entries may be without gradient."""
-    arch, roles, dims = plan.target, parameter.rule.roles, parameter.rule.dims
-    if roles == ("key",) and "embed" not in parameter.rule.axes:
-        return np.full(alive.shape, not arch.turns_whole_heads)
-    if {"embedding", "position"} & {*roles}:
-        over = tuple(i for i, names in enumerate(dims) if "embed" in names)
-        return np.logical_not((alive & ~new).any(axis=over, keepdims=True))
-    if arch.activation == "relu" and "mlp" in parameter.rule.axes:
-        over = tuple(i for i, names in enumerate(dims) if not {"mlp", "layers"} & {*names})
-        return np.logical_not(alive.any(axis=over, keepdims=True))
-    return np.zeros(alive.shape, bool)
+    arch, rule = plan.target, array.target.rule
+    excused = ~reached(alive, rule.dims) | array.layout.join(
+        [np.full(view.shape, _unseen_by_softmax(view, arch)) for view in array.layout.views],
+        np.concatenate,
+    )
+    if {"embedding", "position"} & {*rule.roles}:
+        over = tuple(i for i, names in enumerate(rule.dims) if "embed" in names)
+        excused |= np.logical_not((alive & ~new).any(axis=over, keepdims=True))
+    if arch.activation == "relu" and "mlp" in rule.axes:
+        over = tuple(i for i, names in enumerate(rule.dims) if not {"mlp", "layers"} & {*names})
+        excused |= np.logical_not(alive.any(axis=over, keepdims=True))
+    return excused
+
+
+def _unseen_by_softmax(view: RoleView, architecture: Architecture) -> bool:
+    """Whether it is a bias of keys that are not turned, be it in an array of its own or not."""
+    is_bias = view.role == "key" and "embed" not in view.axes
+    return is_bias and not architecture.turns_whole_heads
+
+
+def reached(alive: np.ndarray, dims: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Which entries belong to a token, an expert, ... that the batch reaches.
+
+    Of an axis that does not grow, some slices may be without any gradient while others have some.
+
+    Args:
+      alive: which entries of an array have had a gradient.
+      dims: the factors of each dimension.
+    """
+    growing = {*AXES, "role"}
+    over = tuple(place for place, names in enumerate(dims) if growing & {*names})
+    here = alive.any(axis=over, keepdims=True)
+    return here | ~here.any() | np.zeros(alive.shape, bool)
 
 
 def _locked(grown: Params, gradient: Params, accounts: Mapping[str, ArrayAccount]) -> Iterator[str]:
@@ -162,7 +186,7 @@ def _old_units(accounts: Mapping[str, ArrayAccount]) -> dict[_Home, range]:
 def _units(tree: Params, accounts: Mapping[str, ArrayAccount]) -> dict[_Home, list[np.ndarray]]:
     """Per layer and axis, what belongs to each unit: arrays of shape [units, entries]."""
     result: dict[_Home, list[np.ndarray]] = {}
-    for leaf in pytrees.leaves(tree):
+    for leaf in pytrees.arrays(tree):
         array = accounts[leaf.path]
         layers = array.target.layers
         parts = array.layout.split(np.asarray(leaf.value))

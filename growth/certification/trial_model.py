@@ -123,9 +123,13 @@ class TrialModel:
         return [c for key, members in kinds.items() if dead[key] == fewest for c in members]
 
     def _dead(self, plan: GrowthPlan, guesses: Sequence[Guess], chosen: Readings) -> int:
-        """How many entries have no gradient at any of the first steps."""
+        """How many entries have no gradient at any of the first steps, though the inputs do reach
+        what they belong to."""
         grown = self._all_grown(plan, guesses, chosen)
-        leaves, treedef = jax.tree.flatten(self._built(plan, guesses, chosen, grown))
+        tree = self._built(plan, guesses, chosen, grown)
+        parameters = _blueprint(guesses, chosen).parameters(tree, plan.target)
+        dims = [parameters[leaf.path].rule.dims for leaf in pytrees.arrays(tree)]
+        leaves, treedef = jax.tree.flatten(tree)
         alive = [np.zeros(np.shape(leaf), bool) for leaf in leaves]
         for _ in range(_STEPS):
             gradient = jax.tree.leaves(
@@ -135,7 +139,8 @@ class TrialModel:
             small = [trainability.ROUNDING * np.abs(slope).max(initial=0) for slope in slopes]
             alive = [a | (np.abs(g) > s) for a, g, s in zip(alive, slopes, small, strict=True)]
             leaves = [leaf - 1e-3 * np.sign(g) for leaf, g in zip(leaves, slopes, strict=True)]
-        return sum(int((~entries).sum()) for entries in alive)
+        pairs = zip(alive, dims, strict=True)
+        return sum(int((trainability.reached(a, names) & ~a).sum()) for a, names in pairs)
 
     @functools.cache  # noqa: B019 (a model lives as long as its trial)
     def _gradient(self, architecture: Architecture) -> Callable[[Params], Params]:

@@ -101,6 +101,7 @@ class _Proposal:
     ) -> None:
         self.kind, self._architecture = kind, architecture
         self._stacks = demands.stacks_of(kinds)
+        self._says_closing = any(map(names.closes, filter(names.names_norm, kinds)))
         beside = [k for k in kinds if k.module == kind.module and k is not kind]
         is_norm = self._is_norm(beside)
         self.doubts: list[str] = []
@@ -150,7 +151,9 @@ class _Proposal:
         arch, kind = self._architecture, self.kind
         if "layers" in kind.indices or len(kind.shape) > 1 or not self._stacks:
             inside = ["norm"] if arch.norm_placement != "closing" else ["closing"]
-            if arch.norm_placement == "sandwich" and names.closes(kind):
+            if arch.norm_placement == "sandwich" and not self._says_closing:
+                inside = ["norm", "closing"]
+            elif arch.norm_placement == "sandwich" and names.closes(kind):
                 inside = ["closing"]
         else:
             inside = []
