@@ -75,6 +75,7 @@ def guesses(tree: ParamsLike, architecture: Architecture, axes: ParamsLike = Non
     proposals = [_Proposal(kind, kinds, named, architecture) for kind in kinds]
     found = _agreeing([p.by_name for p in proposals], proposals, architecture)
     partial = demands.of_some_layers(kinds, architecture)
+    rows = paths.rows(kinds, architecture)
     result = []
     for proposal, (left, doubts) in zip(proposals, found, strict=True):
         doubts = [*proposal.doubts, *doubts]
@@ -82,7 +83,10 @@ def guesses(tree: ParamsLike, architecture: Architecture, axes: ParamsLike = Non
             have = partial[proposal.kind.path]
             lack = {*range(architecture.num_layers)} - have
             one, other = (fit.layers_in_words(sorted(layers)) for layers in (have, lack))
-            doubts.append(f"in {one}, not in {other}: layers of different kinds")
+            differ = "layers of different kinds, which a rule says by {layers?}"
+            doubts.append(f"in {one}, not in {other}: {differ}")
+        if proposal.kind.path in rows and (doubts or len(left) != 1):
+            doubts.append(rows[proposal.kind.path])
         result.append(Guess(proposal.kind, tuple(left), tuple(dict.fromkeys(doubts))))
     return result
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from growth.architecture import Architecture
 from growth.blueprints import path_indices, pytrees
@@ -98,24 +98,50 @@ def arrays(tree: ParamsLike) -> dict[str, tuple[int, ...]]:
 def kinds(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> list[Kind]:
     """The kinds of arrays, in the order of their first."""
     members: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    patterns = _Patterns(shapes, architecture)
+    patterns = _Patterns(shapes.keys(), architecture)
     for path, shape in shapes.items():
         members.setdefault(patterns.of(path), []).append((path, shape))
     return [Kind(path, tuple(found)) for path, found in members.items()]
 
 
+def rows(kinds: Iterable[Kind], architecture: Architecture) -> dict[str, str]:
+    """By path how a rule would name arrays whose numbers seem to count those of all layers.
+
+    Which of them are alike in each layer nothing says for sure, so a person does.
+    """
+    layers = architecture.num_layers
+    free = [kind.path for kind in kinds if not kind.indices]
+    names: dict[tuple[str, str], set[int]] = {}
+    for path in free:
+        for match in re.finditer(r"(_?)([1-9]\d*|0)(?=/|$)", path):
+            names.setdefault((path[: match.start()], match[1]), set()).add(int(match[2]))
+    found: dict[str, str] = {}
+    for (name, mark), numbers in names.items():
+        row = re.compile(rf"{re.escape(name)}(?:{mark}\d+)?(?:/.*)?")
+        members = [path for path in free if row.fullmatch(path)]
+        each = (max(numbers) + 1) // layers
+        if layers > 1 and each > 1 and numbers >= {*range(1, max(numbers) + 1)}:
+            first = name + (f"{mark}{{{each}*layers}}" if 0 in numbers else f"{{_{each}*layers}}")
+            text = (
+                f"if the numbers count the arrays of all layers, {each} in each, {first} and "
+                f"{name}{mark}{{{each}*layers+1}} are the first two"
+            )
+            found |= dict.fromkeys(members, text)
+    return found
+
+
 class _Patterns:
     """Which numbers in the paths of a tree are indices of layers or heads."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> None:
+    def __init__(self, paths: Collection[str], architecture: Architecture) -> None:
         self._number = architecture.num_layers
         self._starts = {first for first, _ in architecture.layer_runs}
         self._values: dict[str, set[int]] = {}
-        for path in shapes:
+        for path in paths:
             for match in re.finditer(r"\d+", path):
                 self._values.setdefault(path[: match.start()], set()).add(int(match[0]))
         stems = sorted(filter(self._lacks_zero, self._values), key=len)  # the outermost first
-        rows = [self._row(stem, shapes) for stem in stems]
+        rows = [self._row(stem, paths) for stem in stems]
         self._rows = [row for row in rows if row is not None]
 
     def of(self, path: str) -> str:
@@ -158,13 +184,11 @@ class _Patterns:
             and not any(self._counts_layers(stem[: m.start()]) for m in re.finditer(r"\d+", stem))
         )
 
-    def _row(self, stem: str, shapes: Mapping[str, tuple[int, ...]]) -> re.Pattern[str] | None:
-        """What is called `name`, `name_1`, ..., as Haiku counts, if all of it holds the same."""
+    def _row(self, stem: str, paths: Collection[str]) -> re.Pattern[str] | None:
+        """What is called `name`, `name_1`, ..., as Haiku counts, if some array is in all of it."""
         pattern = re.compile(rf"({re.escape(stem[:-1])})(?:_[1-9]\d*)?((?:/.*)?)")
-        inside: dict[str, list[tuple[str, int]]] = {}
-        for path, shape in shapes.items():
-            if match := pattern.fullmatch(path):
-                module = path[: match.start(2)]
-                inside.setdefault(module, []).append((match[2], len(shape)))
-        alike = {tuple(sorted(arrays)) for arrays in inside.values()}
-        return pattern if len(inside) == self._number and len(alike) == 1 else None
+        inside: dict[str, set[str]] = {}
+        for match in filter(None, map(pattern.fullmatch, paths)):
+            inside.setdefault(match.string[: match.start(2)], set()).add(match[2])
+        common = set.intersection(*inside.values())
+        return pattern if len(inside) == self._number and common else None
