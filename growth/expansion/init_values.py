@@ -44,7 +44,7 @@ def copies(
 ) -> InitValues:
     """Copies of existing units, in turn, plus noise.
 
-    A new layer is a copy of the layer below it. Layers of one array that are not new have the same
+    A new layer is a copy of the layer that it is like. Layers of one array that are not new have the same
     noise: no two units of a layer are equal, and there is less to draw.
 
     Args:

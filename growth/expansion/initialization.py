@@ -28,7 +28,7 @@ class Fresh:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """Existing units in turn, and a new layer like the one below it, plus noise.
+    """Existing units in turn, and of the layer that a new one is like, plus noise.
 
     Attributes:
       signal_to_noise: the standard deviation of the array that is copied, over that of the noise.

@@ -113,17 +113,20 @@ def test_what_some_layers_have_is_one_sentence_and_its_way_out_works():
     (sentence,) = str(error.value).splitlines()[1:]
     assert "layers 0 and 1 have layers_{layers}/gate, layer 2 has not" in sentence
     assert "layer 2 has layers_{layers}/q, layers 0 and 1 have not" in sentence
-    each = [
+    assert sentence.endswith("mark the index of what only some have: layers_{layers?}/gate")
+    marked = [(path.replace("}", "?}"), *rest) for path, *rest in (odd, gate)]
+    one_by_one = [
         (path.format(layers=i), *rest)
         for i in range(3)
         for path, *rest in ([odd] if i == 2 else [gate])
     ]
     plan = growth.grow_to(mlp_dim=9, embed_dim=8)(architecture)
-    grown = growth.expand(
-        tree, plan, key=networks.KEY, blueprint=Blueprint([*rules, *each]), init="copy"
-    )
-    assert grown["layers_2"]["q"].shape == (8, 4, 4)
-    assert grown["layers_1"]["gate"].shape == (8, 9)
+    for some in (marked, one_by_one):
+        grown = growth.expand(
+            tree, plan, key=networks.KEY, blueprint=Blueprint([*rules, *some]), init="copy"
+        )
+        assert grown["layers_2"]["q"].shape == (8, 4, 4)
+        assert grown["layers_1"]["gate"].shape == (8, 9)
 
 
 def test_several_rules_for_one_path_are_refused():
