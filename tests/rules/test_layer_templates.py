@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import growth
 from growth import Architecture, GrowthError, GrowthPlan
+from tests.helpers import networks, numpy_transformer
 
 SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=3, num_heads=2, norm_eps=1e-3)
 LAYERS = Architecture.llama(**SIZES, qk_dim=4, mlp_dim=(5, 6, 7), window=(3, None, 3))
@@ -88,3 +90,31 @@ def test_a_plan_of_plain_values_is_the_plan_again():
     plan = growth.layer_addition(2, position=1, like=(2, 0))(LAYERS)
     texts = json.dumps([plan.layer_sources, plan.layer_templates])
     assert GrowthPlan(plan.source, plan.target, *json.loads(texts)) == plan
+
+
+PLACES = {
+    f"{mlp_dim}, {like} at {position}": (mlp_dim, position, like)
+    # Layers that are alike, that are in runs of two shapes, and that all differ.
+    for mlp_dim in (5, (5, 5, 7), (5, 6, 7))
+    for position, like in ((3, (0, 1, 2)), (1, (2, 2, 0)), (0, (2, 0, 1)))
+}
+
+
+@pytest.mark.parametrize("place", networks.first(PLACES, "(5, 5, 7), (2, 2, 0) at 1"))
+def test_layers_of_the_reference_model_are_copies_of_what_they_are_like(place, float64):
+    mlp_dim, position, like = PLACES[place]
+    source = LAYERS.replace(mlp_dim=mlp_dim, window=None)
+    step = growth.compose(
+        growth.layer_addition(3, position, like=like), growth.hidden_dimension_expansion(8)
+    )
+    plan, params = step(source), networks.random_parameters(source)
+    grown = growth.expand(params, plan, init="copy:1e12", key=networks.KEY)
+    before, after = (
+        numpy_transformer.logits(*pair) for pair in ((source, params), (plan.target, grown))
+    )
+    assert networks.difference(before, after) <= 1e-12
+    old, new = networks.by_layer(params, source), networks.by_layer(grown, plan.target)
+    for layer, template in enumerate(like, position):
+        for name in ("mlp/up/kernel", "attention/query/kernel"):
+            copied = new[layer, name][:6]
+            np.testing.assert_allclose(copied, old[template, name], rtol=1e-9)
