@@ -23,7 +23,7 @@ from growth.blueprints import fit, presence, pytrees
 from growth.blueprints.inference import trials
 from growth.blueprints.inference.guessing import guesses
 from growth.blueprints.inference.listing import listing, reasons
-from growth.blueprints.notation import BlueprintError, Rule, parse
+from growth.blueprints.notation import BlueprintError, Rule, parse, role_axis
 from growth.blueprints.parameters import Parameter, layers_of
 from growth.blueprints.path_indices import NUM_LAYERS
 from growth.types import Inputs, ParamsLike
@@ -71,6 +71,18 @@ class Blueprint:
         object.__setattr__(self, "rules", rules)
         for rule in rules:
             parse(*rule)
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes that its rules name, as dimensions or as indices in paths."""
+        rules = [parse(*written) for written in self.rules]
+        return frozenset(
+            axis
+            for rule in rules
+            for role in rule.roles
+            for name in (*rule.axes, *rule.indices)
+            if (axis := role_axis(name, role, len(rule.roles) > 1))
+        )
 
     @classmethod
     def infer(

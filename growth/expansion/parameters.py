@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from growth.blueprints.blueprint import Blueprint
+from growth.blueprints.notation import BlueprintError
 from growth.blueprints.reference import blueprint_for, reference_model
 from growth.errors import InputError
 from growth.expansion.accounts import TreeAccount, source_account
@@ -24,6 +25,7 @@ from growth.expansion.initialization import (
 )
 from growth.expansion.jax_backend import InitValues, assemble, slice_region
 from growth.expansion.waking import may_sleep, wake
+from growth.rules.axes import BY_NAME
 from growth.rules.growth_plan import GrowthPlan
 from growth.rules.roles import FACES_ZERO
 from growth.types import Params
@@ -86,9 +88,13 @@ def expand(
     """
     policy = init_policy(init)
     _check_arguments(key, blueprint, fresh, loss, policy)
-    account = source_account(params, plan, blueprint_for(plan.source, blueprint))
-    if fresh is not None and not _is_traced((params, fresh)):
-        _refuse_zeros(_zeros(fresh, account), "fresh is zero")
+    rules = blueprint_for(plan.source, blueprint)
+    account = source_account(params, plan, rules)
+    _check_axes(plan, rules)
+    if fresh is not None:
+        account.of_target(fresh)  # of the paths and shapes that the parameters will have
+        if not _is_traced((params, fresh)):
+            _refuse_zeros(_zeros(fresh, account), "fresh is zero")
     grown = _expand(params, fresh, key, account, policy)
     if policy.needs(Copy) and not _is_traced(grown):
         _refuse_zeros(_zeros(grown, account), "what would be copied is zero")
@@ -155,6 +161,16 @@ def _check_arguments(
         raise InputError("key is needed for free values, unless fresh is a tree of them")
     if loss is None and policy.needs(GradMax):
         raise InputError("loss is needed for gradmax: a function of the larger parameters")
+
+
+def _check_axes(plan: GrowthPlan, blueprint: Blueprint) -> None:
+    """Refuses to grow what no array would have: the model would be left as it is there."""
+    for axis in map(BY_NAME.__getitem__, plan.grown_axes):
+        if axis.name not in blueprint.axes:
+            raise BlueprintError(
+                f"the plan grows {axis.field}, but no rule of the blueprint names the axis "
+                f"{axis.name!r} ({axis.words}), so nothing would grow along it"
+            )
 
 
 @functools.partial(jax.jit, static_argnames=("account",))

@@ -12,7 +12,7 @@ from typing import Any
 from growth.architecture import LAYER_FIELDS, Architecture, LayerShape
 from growth.errors import InputError
 from growth.rules import feasibility
-from growth.rules.axes import LAYER_SIZE_FIELDS, SHARED_SIZE_FIELDS
+from growth.rules.axes import LAYER_SIZE_FIELDS, SHARED_SIZE_FIELDS, TABLE
 
 # What growth may change: sizes, and what must follow them so that the function stays.
 _GROWING = (*LAYER_FIELDS, *SHARED_SIZE_FIELDS, "norm_eps")
@@ -119,6 +119,18 @@ class GrowthPlan:
         """The fields that differ, as {name: (old, new)}."""
         pairs = {n: (getattr(self.source, n), getattr(self.target, n)) for n in _GROWING}
         return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+    @property
+    def grown_axes(self) -> tuple[str, ...]:
+        """The axes along which something becomes longer, by their names in blueprints."""
+        like = tuple(enumerate(self.layer_templates))
+        return tuple(
+            axis.name
+            for axis in TABLE
+            if any(
+                axis.length(self.target, new) > axis.length(self.source, old) for new, old in like
+            )
+        )
 
     def followed_by(self, following: "GrowthPlan") -> "GrowthPlan":
         """This plan and one that starts where it ends, as one plan."""

@@ -289,3 +289,46 @@ def test_arguments_that_are_missing_or_wrong_are_named():
         growth.expand(parameters, plan, fresh=parameters)
     with pytest.raises(growth.BlueprintError, match="mlp/up/kernel: shape"):
         growth.expand(random_parameters(plan.target), plan, key=KEY)
+
+
+# One MLP in words of its own.
+
+WIDER = growth.mlp_expansion(9)(ARCHITECTURES["gpt2"].replace(num_layers=1))
+ONE_MLP = growth.Blueprint([("up", "mlp_in", "embed mlp"), ("down", "mlp_out", "mlp embed")])
+
+
+def one_mlp(architecture, **others):
+    h, p = architecture.embed_dim, architecture.mlp_dim
+    return {"up": np.ones((h, p)), "down": np.ones((p, h))} | others
+
+
+@pytest.mark.parametrize("axis", ["embed", "mlp"])
+def test_a_plan_along_an_axis_that_no_rule_has_is_refused(axis):
+    """An axis by a name that growth does not know is left alone, and the model would be as well."""
+    rules = growth.Blueprint([(p, r, axes.replace(axis, "width")) for p, r, axes in ONE_MLP.rules])
+    plan = growth.grow_to(embed_dim=8, mlp_dim=9)(WIDER.source)
+    with pytest.raises(growth.InputError, match=f"no rule of the blueprint names the axis '{axis}'"):
+        growth.expand(one_mlp(WIDER.source), plan, key=KEY, blueprint=rules, init="copy")
+
+
+@pytest.mark.parametrize("init", ["fresh", "copy"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("fresh", "message"),
+    [
+        (dict(gate=np.ones((6, 9))), "gate: matched by no rule"),
+        (dict(up=np.ones((6, 7))), r"shape \(6, 7\) does not fit 'embed mlp': \(mlp\) is 9"),
+        (dict(up=np.ones((6, 9, 1))), "3 dimensions"),
+        (dict(down=None), "one of them has arrays that the other lacks"),
+    ],
+    ids=["one more", "another size", "another rank", "one less"],
+)
+def test_what_comes_out_is_what_the_model_expects(fresh, message, compiled, init):
+    """Whatever free values are, paths and shapes of the result are those of the fresh tree."""
+    expected = one_mlp(WIDER.target, **fresh)
+
+    def grow(tree, expected):
+        return growth.expand(tree, WIDER, key=KEY, blueprint=ONE_MLP, fresh=expected, init=init)
+
+    with pytest.raises(growth.InputError, match=message):
+        (jax.jit(grow) if compiled else grow)(one_mlp(WIDER.source), expected)

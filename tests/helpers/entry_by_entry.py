@@ -13,6 +13,7 @@ import numpy as np
 from growth import Architecture, Blueprint
 from growth.blueprints.notation import parse
 from growth.blueprints.parameters import Parameter, layers_of, siblings
+from growth.blueprints.presence import FORBIDDEN
 from growth.expansion.role_views import array_layout
 from growth.rules import roles
 from growth.rules.composition import grow_to
@@ -97,10 +98,19 @@ class Case:
         }
 
 
+def may_have(architecture, rule):
+    """Whether a model of an architecture may have such an array."""
+    parsed = parse(*rule)
+    axes = {*parsed.axes, *parsed.indices}
+    forbidding = [row for row in FORBIDDEN if row.when(architecture)]
+    return not any(row.concerns(parsed.roles, axes) for row in forbidding)
+
+
 def random_case(seed):
     """Some rule, and a growth step along some dimensions."""
     draw = random.Random(seed)
-    architecture, rule = draw.choice(ARCHITECTURES), draw.choice(RULES)
+    rule = draw.choice(RULES)
+    architecture = draw.choice([a for a in ARCHITECTURES if may_have(a, rule)])
     sizes = dict(embed_dim=8, mlp_dim=7, qk_dim=6, v_dim=4)
     sizes = {name: size for name, size in sizes.items() if draw.random() < 0.6}
     if draw.random() < 0.6:
