@@ -144,7 +144,7 @@ def _nearest(path: str, patterns: Sequence[str], architecture: Architecture) -> 
 
 def _same(given: str, wanted: str, architecture: Architecture) -> bool:
     """Whether a name in a path is one that a pattern means, whatever the layer or the head."""
-    indices = path_indices.read(path_indices.pieces(wanted), given)
+    indices = path_indices.read(wanted, given)
     number = architecture.num_layers
     return indices is not None and indices.get(path_indices.NUM_LAYERS, number) == number
 
@@ -153,7 +153,7 @@ def _unwritten_zero(given: str, wanted: str) -> str:
     """What to write where only the first of a row has no number; nothing where that is not it."""
     marked = re.sub(r"_?{(\w+)}", r"{_\1}", wanted, count=1)
     try:
-        indices = path_indices.read(path_indices.pieces(marked), given)
+        indices = path_indices.read(marked, given)
     except path_indices.PathError:
         return ""
     return f"where the first has no number, write {marked!r}" if indices is not None else ""

@@ -4,9 +4,12 @@ A rule's path names the leaves it is about. An axis in braces is an index in the
 each layer, or for each head. Any other name in braces stands for any text. Its role is a key of
 `growth.rules.roles.ROLES`, or several, where one array holds several parameters along an axis
 `role`. Its axes read like einops: a name for each dimension of the array, and in parentheses the
-factors of one. `embed kv_heads group qk v mlp layers` are the axes that grow; any other name
-(vocab, length, an integer) is left alone. Where `layers` is an axis and also an index in the path,
-the array holds a run of layers, and the index is its first.
+factors of one. `embed kv_heads group qk v mlp layers` are the axes that grow, and `embed_units`,
+which is as long as `embed` and is not the residual stream: a kernel from the stream to as many
+hidden units, in a pooler or before the output layer, is `embed embed_units`. (A norm over such
+units would change as they become more.) Any other name (vocab, length, an integer) is left alone.
+Where `layers` is an axis and also an index in the path, the array holds a run of layers, and the
+index is its first.
 
 Braces also say how an index is written. `block{_layers}` is `block`, `block_1`, `block_2`: Haiku's
 way. Where the arrays of all layers are counted in one row, `linear_{7*layers+2}` is the third of
@@ -47,7 +50,7 @@ _MISNOMERS = {
     "v_dim": "v",
     "mlp_dim": "mlp",
     "embed_dim": "embed",
-    "hidden": "embed or mlp",
+    "hidden": "embed, mlp or embed_units",
     "layer": "layers",
     "num_layers": "layers",
 }
@@ -86,17 +89,16 @@ class Rule:
 
     def path_of(self, indices: Mapping[str, Any]) -> str:
         """The path with these indices."""
-        return path_indices.write(path_indices.pieces(self.path), indices)
+        return path_indices.write(self.path, indices)
 
     def read(self, path: str) -> tuple[dict[str, Any], str] | None:
         """The indices in a path, and what stands before the rule's; None for another path.
 
         An index is an int for an axis and for the number of layers, and a text for other names.
         """
-        parts = path_indices.pieces(self.path)
         for prefix in ("", COLLECTION):
             if path.startswith(prefix):
-                indices = path_indices.read(parts, path[len(prefix) :])
+                indices = path_indices.read(self.path, path[len(prefix) :])
                 if indices is not None:
                     return indices, prefix
         return None
@@ -147,7 +149,8 @@ def parse(path: str, role: str | tuple[str, ...], axes: str) -> Rule:
             raise wrong(f"{name!r} is no axis; write {_MISNOMERS[name]}")
         uses = (rule.axes.count(name), indices.count(name))
         if not name.isdecimal() and (max(uses) > 1 or (sum(uses) > 1 and name != "layers")):
-            raise wrong(f"the axis {name!r} stands there twice")
+            units = "; units as many that are not the stream are embed_units"
+            raise wrong(f"the axis {name!r} stands there twice{units * (name == 'embed')}")
         if name in AXES and not any(role_axis(name, r, len(roles) > 1) for r in roles):
             words = BY_NAME[name].words
             raise wrong(f"a parameter of role {role!r} has no axis {name!r} ({words})")

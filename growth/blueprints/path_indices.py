@@ -80,18 +80,15 @@ class PathIndex:
         return r"|_\d+" if self.unwritten_zero else r"\d+"
 
 
-Pieces = tuple[str | PathIndex, ...]
-
-
 @functools.cache
-def pieces(path: str) -> Pieces:
+def pieces(written: str) -> tuple[str | PathIndex, ...]:
     """The path of a rule, taken apart: texts, and what stands in braces.
 
     Raises:
       PathError: braces are malformed.
     """
     found: list[str | PathIndex] = []
-    for number, part in enumerate(re.split(r"{([^{}]*)}", path)):
+    for number, part in enumerate(re.split(r"{([^{}]*)}", written)):
         if number % 2:
             found.append(_index(part))
         elif "{" in part or "}" in part:
@@ -112,28 +109,28 @@ def pieces(path: str) -> Pieces:
     return parts
 
 
-def write(parts: Pieces, indices: Mapping[str, Any]) -> str:
-    """The path with these indices."""
+def write(written: str, indices: Mapping[str, Any]) -> str:
+    """The path that a rule's means with these indices."""
+    parts = pieces(written)
     return "".join(p if isinstance(p, str) else p.text(indices[p.name]) for p in parts)
 
 
-def read(parts: Pieces, path: str) -> dict[str, Any] | None:
-    """The indices in a path, by name; None where it is no such path."""
-    match = _pattern(parts).fullmatch(path)
+def read(written: str, path: str) -> dict[str, Any] | None:
+    """The indices in a path, by name; None where a rule's does not mean it."""
+    match = _pattern(written).fullmatch(path)
     if match is None:
         return None
-    found = {
-        part.name: part.value(match[part.name]) for part in parts if isinstance(part, PathIndex)
-    }
+    indices = (part for part in pieces(written) if isinstance(part, PathIndex))
+    found = {index.name: index.value(match[index.name]) for index in indices}
     return None if None in found.values() else found
 
 
 @functools.cache
-def _pattern(parts: Pieces) -> re.Pattern[str]:
+def _pattern(written: str) -> re.Pattern[str]:
     return re.compile(
         "".join(
             re.escape(part) if isinstance(part, str) else f"(?P<{part.name}>{part.pattern})"
-            for part in parts
+            for part in pieces(written)
         )
     )
 

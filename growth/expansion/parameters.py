@@ -165,8 +165,9 @@ def _check_arguments(
 
 def _check_axes(plan: GrowthPlan, blueprint: Blueprint) -> None:
     """Refuses to grow what no array would have: the model would be left as it is there."""
+    fields = {BY_NAME[name].field for name in blueprint.axes & {*BY_NAME}}
     for axis in map(BY_NAME.__getitem__, plan.grown_axes):
-        if axis.name not in blueprint.axes:
+        if axis.field not in fields:
             raise BlueprintError(
                 f"the plan grows {axis.field}, but no rule of the blueprint names the axis "
                 f"{axis.name!r} ({axis.words}), so nothing would grow along it"

@@ -194,11 +194,13 @@ ROLES: dict[str, Role] = {
     "attention_out": _role(
         embed=RESIDUAL, kv_heads=ZERO, group=ZERO, v=ZERO, layers=ZERO, scales=_WRITER
     ),
-    "mlp_in":        _role(embed=FREE, mlp=FREE, layers=FREE, scales=_READER),
-    "mlp_out":       _role(embed=RESIDUAL, mlp=ZERO, layers=ZERO, scales=_WRITER),
+    "mlp_in":        _role(embed=FREE, mlp=FREE, embed_units=FREE, layers=FREE, scales=_READER),
+    "mlp_out":       _role(
+        embed=RESIDUAL, mlp=ZERO, embed_units=ZERO, layers=ZERO, scales=_WRITER
+    ),
     # A gain for each dimension of what a branch adds (LayerScale).
     "branch_gain":   _role(embed=FREE, layers=FREE),
-    "unembed":       _role(embed=FREE, scales=_UNEMBED),
+    "unembed":       _role(embed=FREE, embed_units=ZERO, scales=_UNEMBED),
     # A number for each head and each distance (T5), added to products of queries and keys.
     "position_bias": _role(kv_heads=FREE, group=FREE, layers=FREE),
     # Attention pooling: one learned query, which no norm has touched, reads keys and values of the
@@ -217,7 +219,7 @@ FACES_ZERO: dict[str, tuple[str, ...]] = {
     "query": ("qk",),
     "probe_query": ("qk",),
     "value": ("kv_heads", "v", "layers"),
-    "mlp_in": ("mlp", "layers"),
+    "mlp_in": ("mlp", "embed_units", "layers"),
 }
 
 # The gains of norms over the stream; where they are stored as w for 1 + w, zero is −1.

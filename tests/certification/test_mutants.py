@@ -19,7 +19,7 @@ from growth.expansion import parameters as expanding
 from growth.models import apply, blueprint
 from growth.rules import roles
 from growth.rules.roles import FREE, RESIDUAL, ROLES, ZERO
-from tests.helpers import attention_pooling
+from tests.helpers import attention_pooling, units_beside
 from tests.helpers.networks import random_parameters
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (4, 8))
@@ -58,9 +58,13 @@ JUDGES = {
         **_SIZES, **_HEADS, fixed_norm_eps=True, norm_placement="closing", use_bias=True
     ),
 }
-# A model of its own, for roles that the reference model has no use for.
-POOLED = {f"pooled, {name}": arch for name, arch in attention_pooling.ARCHITECTURES.items()}
-JUDGES |= POOLED
+# Models of their own, for roles and axes that the reference model has no use for.
+OWN = {
+    f"{kind}, {name}": (module, architecture)
+    for kind, module in {"pooled": attention_pooling, "units beside": units_beside}.items()
+    for name, architecture in module.ARCHITECTURES.items()
+}
+JUDGES |= {name: architecture for name, (_, architecture) in OWN.items()}
 
 # (role, what is mutated): why the function stays the same.
 SAME = {
@@ -75,9 +79,13 @@ SAME = {
 def grown(name):
     """A plan along all dimensions that can grow, the parameters, and free values."""
     architecture = JUDGES[name]
+    if name in OWN:
+        model, _ = OWN[name]
+        plan = model.step(architecture)
+        return plan, model.init(architecture), model.init(plan.target, seed=1)
     steps = [
         growth.mlp_expansion(7),
-        growth.head_addition(3) if name in POOLED else growth.head_addition(9, 3),
+        growth.head_addition(9, 3),
         growth.heads_expansion(5),
         growth.layer_addition(1),
     ]
@@ -86,8 +94,7 @@ def grown(name):
     if name != "sandwich":
         steps.append(growth.hidden_dimension_expansion(8))
     plan = growth.compose(*steps)(architecture)
-    init = attention_pooling.init if name in POOLED else random_parameters
-    return plan, init(architecture), init(plan.target, seed=1)
+    return plan, random_parameters(architecture), random_parameters(plan.target, seed=1)
 
 
 def forget():
@@ -108,9 +115,10 @@ def problems(name, plan=None, fresh=None, check_gradients=False):
     plan, fresh = plan or right, fresh or values
     forget()
     rules, logits, loss = None, apply, None
-    if name in POOLED:
-        rules, logits = attention_pooling.BLUEPRINT, attention_pooling.apply
-        loss = functools.partial(attention_pooling.loss, plan.target, TOKENS)
+    if name in OWN:
+        model, _ = OWN[name]
+        rules, logits = model.BLUEPRINT, model.apply
+        loss = functools.partial(model.loss, plan.target, TOKENS)
     with jax.enable_x64(True):
         made = growth.expand(parameters, plan, fresh=fresh, blueprint=rules)
     certificate = growth.certify(
@@ -151,7 +159,7 @@ SCALES = [(role, number) for role, rule in ROLES.items() for number in range(len
 def blocks(name):
     """What growth says of every entry of a judge, mutated or not."""
     plan, parameters, _ = grown(name)
-    rules = attention_pooling.BLUEPRINT if name in POOLED else blueprint(plan.source)
+    rules = OWN[name][0].BLUEPRINT if name in OWN else blueprint(plan.source)
     return [array.blocks for array in accounts.source_account(parameters, plan, rules)]
 
 

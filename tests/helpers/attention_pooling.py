@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import growth
 from growth import Architecture, Blueprint
 
 _SIZES = dict(vocab_size=11, max_length=8, embed_dim=6, num_layers=2, num_heads=2, qk_dim=3)
@@ -56,6 +57,13 @@ BLUEPRINT = Blueprint(_RULES)
 # What one writes who does not know the roles of pooling: it fits the arrays, and is wrong.
 _GUESSES = {"probe": "position", "probe_query": "query", "stream_unembed": "unembed"}
 WRONG = Blueprint([(path, _GUESSES.get(role, role), axes) for path, role, axes in _RULES])
+
+
+def step(architecture):
+    """Along all that it has."""
+    qk_dim = 6 if architecture.qk_norm == "none" else None
+    sizes = dict(mlp_dim=7, num_heads=3, v_dim=5, qk_dim=qk_dim, embed_dim=8, num_layers=3)
+    return growth.grow_to(**sizes)(architecture)
 
 
 def init(arch, seed=0):

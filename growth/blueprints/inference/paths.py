@@ -81,8 +81,7 @@ class Kind:
         """The layers whose index stands in a path of it."""
         if not _LAYERS.search(self.path):
             return frozenset()
-        parts = path_indices.pieces(self.path)
-        found = [path_indices.read(parts, path) for path, _ in self.shapes]
+        found = [path_indices.read(self.path, path) for path, _ in self.shapes]
         return frozenset(indices["layers"] for indices in found if indices is not None)
 
 
