@@ -151,15 +151,15 @@ def _writings():
 
 @pytest.mark.parametrize("written", [*_writings()])
 def test_what_is_written_is_read_and_nothing_else_is(written):
-    parts = path_indices.pieces(f"a{{{written}}}/b")
-    (name,) = (part.name for part in parts if not isinstance(part, str))
-    texts = [path_indices.write(parts, {name: index}) for index in range(40)]
+    path = f"a{{{written}}}/b"
+    (name,) = (part.name for part in path_indices.pieces(path) if not isinstance(part, str))
+    texts = [path_indices.write(path, {name: index}) for index in range(40)]
     assert len(set(texts)) == 40
     for index, text in enumerate(texts):
-        assert path_indices.read(parts, text) == {name: index}
+        assert path_indices.read(path, text) == {name: index}
     numbers = ["", *map(str, range(30)), "00", "01", "1_", "-1", "1.0", "١"]
     others = {f"a{mark}{number}/b" for mark in ("", "_", "__") for number in numbers} - {*texts}
-    assert [text for text in others if path_indices.read(parts, text) is not None] == []
+    assert [text for text in others if path_indices.read(path, text) is not None] == []
 
 
 @pytest.mark.parametrize("step", [2, 3, 7])
