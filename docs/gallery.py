@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import growth
+from growth.blueprints import presence
 from growth.blueprints.inference.guessing import guesses
 from tests.helpers import foreign_models, foreign_stacks, networks
 
@@ -153,6 +154,18 @@ def inferred(model: Any) -> str:
     )
 
 
+def presence_table() -> str:
+    """Which roles an architecture forbids and demands."""
+    rows = ["| if | then a blueprint | roles |", "|---|---|---|"]
+    for verb, table in (("has no", presence.FORBIDDEN), ("has", presence.DEMANDED)):
+        for row in table:
+            where = {None: "", True: ", in layers", False: ", outside of layers"}[row.in_layers]
+            which = f" along `{row.axis}`" if row.axis else ""
+            of_all = " or ".join(f"`{role}`" for role in row.roles)
+            rows.append(f"| {row.words} | {verb} | {of_all}{which}{where} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Measures and writes."""
     spawning = multiprocessing.get_context("spawn")
@@ -163,7 +176,12 @@ def main() -> None:
         for module in (foreign_models, foreign_stacks)
         for name, source in sources(module).items()
     }
-    parts = []
+    parts = [
+        "## What an architecture says of a blueprint",
+        "Where a blueprint contradicts its architecture, `check`, `expand` and `infer` refuse it. "
+        "What is not in this table may be there or not: growth is the same.",
+        presence_table(),
+    ]
     for (name, model), cells in zip(MODELS.items(), measured, strict=True):
         comment, source = code[id(model)]
         parts += [

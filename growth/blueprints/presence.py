@@ -99,7 +99,8 @@ DEMANDED = (
              "the final norm makes up for what logits are multiplied by", beside=_BODY),
     Presence(("unembed", "stream_unembed"),
              lambda a: not a.tied_embeddings and roles.output_differs(a),
-             "tied_embeddings is False", beside=_BODY),
+             "tied_embeddings is False, and an output layer is not scaled as an embedding is",
+             beside=_BODY),
 )
 # fmt: on
 
