@@ -1,7 +1,5 @@
 """However people number arrays of layers and heads, a rule can say it, and growth is the same."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +8,9 @@ import pytest
 
 import growth
 from growth import Architecture, Blueprint, BlueprintError
-from growth.blueprints import path_indices, pytrees
-from growth.blueprints.inference.guessing import guesses
-from growth.blueprints.inference.paths import kinds
-from tests.helpers import griffin, inference_cases, networks
+from growth.blueprints import path_indices
+from tests.helpers import networks
+from tests.helpers.griffin import haiku
 
 ARCHITECTURE = Architecture(
     vocab_size=11, max_length=8, embed_dim=6, num_layers=3, num_heads=2, qk_dim=4, v_dim=3,
@@ -28,22 +25,18 @@ STEP = growth.compose(
 PLAIN = ("layers_{layers}/value_{kv_heads}", "layers_{layers}/out_{kv_heads}", "unembed")
 
 
-def _haiku(name, number):
-    return f"{name}_{number}" if number else name
-
-
 NUMBERINGS = {
     "first without a number": (
         ("block{_layers}/value{_kv_heads}", "block{_layers}/out{_kv_heads}", "head"),
         lambda layer, head, side, number: (
-            "head" if side == "unembed" else f"{_haiku('block', layer)}/{_haiku(side, head)}"
+            "head" if side == "unembed" else f"{haiku('block', layer)}/{haiku(side, head)}"
         ),
     ),
     "first without a number, within a name": (
         ("h{_layers}_attn/value_{kv_heads}",
          "h{_layers}_attn/out_{kv_heads}", "ln_f"),
         lambda layer, head, side, number: (
-            "ln_f" if side == "unembed" else f"{_haiku('h', layer)}_attn/{side}_{head}"
+            "ln_f" if side == "unembed" else f"{haiku('h', layer)}_attn/{side}_{head}"
         ),
     ),
     "from one": (
@@ -57,7 +50,7 @@ NUMBERINGS = {
         lambda layer, head, side, number: (
             "linear"
             if side == "unembed"
-            else f"{_haiku(side, head)}/{_haiku('linear', 2 * layer + (side == 'value'))}"
+            else f"{haiku(side, head)}/{haiku('linear', 2 * layer + (side == 'value'))}"
         ),
     ),
     "one row, and what is behind it": (
@@ -73,7 +66,7 @@ NUMBERINGS = {
         ("layer{layers}/w{_2*kv_heads}", "layer{layers}/w{_2*kv_heads+1}", "w"),
         lambda layer, head, side, number: (
             "w" if side == "unembed"
-            else f"layer{layer}/{_haiku('w', 2 * head + (side == 'out'))}"
+            else f"layer{layer}/{haiku('w', 2 * head + (side == 'out'))}"
         ),
     ),
 }  # fmt: skip
@@ -166,7 +159,7 @@ def test_what_is_written_is_read_and_nothing_else_is(written):
 def test_the_places_of_a_row_share_its_numbers_and_leave_none_out(step):
     rules = [(f"a{{_{step}*layers+{j}}}", "mlp_in", "embed mlp") for j in range(step)]
     rules.append((f"a_{{{step}*num_layers}}", "unembed", "embed vocab"))
-    paths = [_haiku("a", number) for number in range(3 * step + 1)]
+    paths = [haiku("a", number) for number in range(3 * step + 1)]
     found = Blueprint(rules).locate(paths, ARCHITECTURE)
     assert [
         (rules.index((r.path, r.roles[0], " ".join(r.axes))), i) for r, i, _ in found.values()
@@ -246,111 +239,9 @@ def test_what_does_not_fit_is_said_in_the_numbers_of_the_tree(paths, names, mess
 
 def test_containers_and_attributes_take_the_new_numbers():
     rules = [("gpt/block{_layers}/linear/w", "mlp_in", "embed mlp")]
-    small = {f"gpt/{_haiku('block', i)}/linear": {"w": np.ones((6, 7))} for i in range(3)}
+    small = {f"gpt/{haiku('block', i)}/linear": {"w": np.ones((6, 7))} for i in range(3)}
     plan = growth.layer_addition(1, position=0)(ARCHITECTURE)
     large = growth.expand(
         small, plan, blueprint=Blueprint(rules), init="copy", key=jax.random.key(0)
     )
-    assert list(large) == [f"gpt/{_haiku('block', i)}/linear" for i in range(4)]
-
-
-def _as_haiku(tree, base):
-    """Shapes by path, where what is called `base` and a number is called as Haiku calls it."""
-    shapes = {leaf.name: leaf.value for leaf in pytrees.leaves(tree)}
-    return {
-        re.sub(rf"\b{base}(\d+)(?=/)", lambda m: _haiku("block", int(m[1])), path): value
-        for path, value in shapes.items()
-    }
-
-
-# Models whose layers' index ends a name, with what stands before it.
-STEMS = {
-    name: stem
-    for name, model in inference_cases.BY_HAND.items()
-    for stem in ("blocks_", "layers_", "layers/", "h_", "h/", "blocks/")
-    if any(f"{stem}{{layers}}/" in path for path, _, _ in model.blueprint.rules)
-}
-
-
-@pytest.mark.parametrize("name", STEMS)
-def test_what_is_guessed_is_the_same_where_the_first_layer_has_no_number(name):
-    tree, architecture = inference_cases.shapes_of(name)
-    plain = {
-        guess.path.replace(f"{STEMS[name]}{{layers}}", "block{_layers}"): (
-            guess.readings,
-            guess.sure,
-        )
-        for guess in guesses(tree, architecture)
-    }
-    renamed = guesses(_as_haiku(tree, STEMS[name]), architecture)
-    assert {guess.path: (guess.readings, guess.sure) for guess in renamed} == plain
-    assert any("{_layers}" in path for path in plain)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "paths"),
-    [
-        (
-            {f"gpt/{_haiku('layer', i)}/w": (6, 7) for i in range(3)},
-            ["gpt/layer{_layers}/w"],
-        ),
-        (  # in every layer as many norms as there are layers
-            {f"layers_{i}/{_haiku('norm', j)}": (6,) for i in range(3) for j in range(3)},
-            ["layers_{layers}/norm", "layers_{layers}/norm_1", "layers_{layers}/norm_2"],
-        ),
-        (
-            {f"{_haiku('block', i)}/{_haiku('norm', j)}": (6,) for i in range(3) for j in range(3)},
-            ["block{_layers}/norm", "block{_layers}/norm_1", "block{_layers}/norm_2"],
-        ),
-        (  # one is more, and one is less
-            {f"{_haiku('block', i)}/w": (6, 7) for i in range(4)},
-            ["block/w", "block_1/w", "block_2/w", "block_3/w"],
-        ),
-        ({f"{_haiku('block', i)}/w": (6, 7) for i in range(2)}, ["block/w", "block_1/w"]),
-        (  # of two kinds
-            {"block/w": (6, 7), "block_1/w": (6, 7), "block_2/w": (6, 7), "block_2/b": (7,)},
-            ["block{_layers}/w", "block{_layers}/b"],
-        ),
-        (  # nothing is in all of them
-            {"block/w": (6, 7), "block_1/w": (7,), "block_2/v": (6, 7)},
-            ["block/w", "block_1/w", "block_2/v"],
-        ),
-        ({"block/w": (6, 7), "block_01/w": (6, 7), "block_2/w": (6, 7)},
-         ["block/w", "block_01/w", "block_2/w"]),
-    ],
-    ids=range(8),
-)  # fmt: skip
-def test_a_row_without_zero_is_of_layers_if_it_is_as_long_and_all_have_an_array_in_common(
-    shapes, paths
-):
-    assert [kind.path for kind in kinds(shapes, ARCHITECTURE)] == paths
-
-
-def test_a_row_that_counts_all_layers_is_named_where_it_is_not_read():
-    sides = ((34, 28), (34, 28), (34, 22), (22, 34), (34, 58), (34, 58), (58, 34))
-    shapes = [shape for _ in range(3) for shape in sides]
-    tree = {f"net/{_haiku('linear', n)}/w": np.zeros(shape) for n, shape in enumerate(shapes)}
-    tree |= {f"net/layer{n}/scale": np.zeros(34) for n in range(6)}
-    distinct = ARCHITECTURE.replace(embed_dim=34, qk_dim=14, v_dim=11, mlp_dim=58)
-    with pytest.raises(BlueprintError) as error:
-        Blueprint.infer(tree, distinct)
-    assert (
-        "net/linear/w, net/linear_1/w and 19 more: if the numbers count the arrays of all layers, "
-        "7 in each, net/linear{_7*layers} and net/linear_{7*layers+1} are the first two"
-    ) in str(error.value)
-    assert "2 in each, net/layer{2*layers} and net/layer{2*layers+1} are" in str(error.value)
-
-
-def test_what_is_guessed_of_layers_of_two_kinds_is_right_and_what_some_have_is_open():
-    architecture = griffin.ARCHITECTURE.replace(
-        vocab_size=101, embed_dim=34, mlp_dim=58, qk_dim=14, v_dim=11
-    )
-    tree = griffin.init(architecture, griffin.KINDS)
-    right = {path: rest for path, *rest in griffin.RULES}
-    for guess in guesses(tree, architecture):
-        if guess.sure:
-            (reading,) = guess.readings
-            role = right[guess.path][0].replace("norm_gain", reading.roles[0])
-            assert [reading.role, reading.axes] == [role, right[guess.path][1]]
-        else:
-            assert any("by {layers?}" in doubt for doubt in guess.doubts), guess
+    assert list(large) == [f"gpt/{haiku('block', i)}/linear" for i in range(4)]

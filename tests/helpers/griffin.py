@@ -40,9 +40,14 @@ RULES = (
 BLUEPRINT = Blueprint(RULES)
 
 
+def haiku(name, number):
+    """What Haiku calls the modules of one name: the first has no number."""
+    return f"{name}_{number}" if number else name
+
+
 def block(index):
     """The name of a block."""
-    return f"griffin/block_{index}" if index else "griffin/block"
+    return haiku("griffin/block", index)
 
 
 def shapes(arch, kinds):
