@@ -7,6 +7,7 @@ import pytest
 
 from growth import Architecture, Blueprint, BlueprintError
 from growth.blueprints import pytrees
+from growth.blueprints.inference import names
 from growth.blueprints.inference.guessing import guesses
 from growth.blueprints.inference.paths import kinds
 from tests.helpers import griffin, inference_cases
@@ -39,15 +40,21 @@ STEMS = {
 @pytest.mark.parametrize("name", STEMS)
 def test_what_is_guessed_is_the_same_where_the_first_layer_has_no_number(name):
     tree, architecture = inference_cases.shapes_of(name)
-    plain = {
-        guess.path.replace(f"{STEMS[name]}{{layers}}", "block{_layers}"): (
-            guess.readings,
-            guess.sure,
-        )
-        for guess in guesses(tree, architecture)
-    }
-    renamed = guesses(_as_haiku(tree, STEMS[name]), architecture)
-    assert {guess.path: (guess.readings, guess.sure) for guess in renamed} == plain
+    stem = f"{STEMS[name]}{{layers}}"
+    plain, renamed = (
+        {
+            guess.path.replace(stem, "block{_layers}"): (
+                guess.readings, guess.sure, names.words(guess.kind), guess.kind.home,
+                guess.kind.layers,
+            )
+            for guess in guesses(shapes, architecture)
+        }
+        for shapes in (tree, _as_haiku(tree, STEMS[name]))
+    )  # fmt: skip
+    for path, found in renamed.items():
+        *same, home, layers = plain[path]
+        assert found == (*same, home.removesuffix(STEMS[name].strip("/_")).strip("/"), layers)
+    assert plain.keys() == renamed.keys()
     assert any("{_layers}" in path for path in plain)
 
 
