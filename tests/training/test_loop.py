@@ -158,7 +158,8 @@ def interrupted(run):
     global number
     number += 1
     if number == {number}:
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range({times}):
+            os.kill(os.getpid(), signal.SIGINT)
     return next_batch(run)
 
 
@@ -178,7 +179,7 @@ def test_ctrl_c_stops_a_run_in_good_order(uninterrupted, files, tmp_path):
     config_file, workdir = tmp_path / "config.py", tmp_path / "run"
     before = 0
     for step in (7, 23):
-        config_file.write_text(INTERRUPTED.format(number=step - before, files=files))
+        config_file.write_text(INTERRUPTED.format(number=step - before, times=1, files=files))
         process = runs.start("train", f"--config={config_file}", f"--workdir={workdir}")
         output, _ = process.communicate(timeout=240)
         assert process.returncode == STOPPED == 4, output
@@ -193,6 +194,22 @@ def test_ctrl_c_stops_a_run_in_good_order(uninterrupted, files, tmp_path):
     assert set(runs.steps(workdir)) >= set(runs.steps(uninterrupted))
     assert [r["step"] for r in runs.records(workdir, "train")] == list(range(1, 61))
     assert len(runs.records(workdir, "growth")) == 2
+
+
+def test_ctrl_c_twice_stops_at_once_and_what_was_saved_stays(uninterrupted, files, tmp_path):
+    config_file, workdir = tmp_path / "config.py", tmp_path / "run"
+    config_file.write_text(INTERRUPTED.format(number=23, times=3, files=files))
+    process = runs.start("train", f"--config={config_file}", f"--workdir={workdir}")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, output
+    assert output.endswith("interrupted: what was saved stays, and the same command goes on\n")
+    assert "Traceback" not in output
+    (*_, newest) = runs.steps(workdir)
+    assert 0 < newest < 22
+    assert newest in runs.steps(uninterrupted)
+    runs.assert_same_arrays(runs.arrays(workdir, newest), runs.arrays(uninterrupted, newest))
+    with open_run(parse(runs.small_config(files)), workdir) as (_, _, state):
+        assert int(state.step) == newest
 
 
 def test_a_run_stops_at_no_step_that_it_has_not_saved(uninterrupted, config, tmp_path):
