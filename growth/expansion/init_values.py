@@ -44,8 +44,8 @@ def copies(
 ) -> InitValues:
     """Copies of existing units, in turn, plus noise.
 
-    A new layer is a copy of the layer that it is like. Layers of one array that are not new have the same
-    noise: no two units of a layer are equal, and there is less to draw.
+    A new layer is a copy of the layer that it is like. Layers of one array that are not new have
+    the same noise: no two units of a layer are equal, and there is less to draw.
 
     Args:
       account: the account of the tree.
