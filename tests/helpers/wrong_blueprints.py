@@ -180,12 +180,13 @@ def outcome(subject: Subject, mutant: Mutant) -> tuple[str, str]:
         return REFUSED, str(error)
     found = collections.defaultdict(list)
     for step in subject.plans:
-        found[_outcome_of_step(subject, step, blueprint)].append(step)
+        found[outcome_of_step(subject, step, blueprint)].append(step)
     worst = next(o for o in (SILENT, CAUGHT, REFUSED, EXACT_TOO) if o in found)
     return worst, ", ".join(found[worst])
 
 
-def _outcome_of_step(subject: Subject, step: str, blueprint: Blueprint) -> str:
+def outcome_of_step(subject: Subject, step: str, blueprint: Blueprint) -> str:
+    """What becomes of one step with a blueprint that fits the smaller model."""
     try:
         grown = subject.grown(step, blueprint)
     except BlueprintError:
