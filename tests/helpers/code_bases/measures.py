@@ -114,19 +114,14 @@ def inference(model: Any, try_out: bool = False) -> Inference:
     right = _meaning(model.blueprint, tree, architecture)
     function = dict(apply=model.apply, inputs=model.inputs) if try_out else {}
     found = guesses(tree, architecture)
-    left_open = ""
+    left_open, known = "", found
     try:
         guessed = Blueprint.infer(tree, architecture, **function)
     except BlueprintError as error:
-        left_open = str(error)
-        # What is sure, and of the rest what is right.
-        sure = [guess for guess in found if guess.sure]
-        rules = [(g.path, g.readings[0].role, g.readings[0].axes) for g in sure]
-        guessed = Blueprint(rules)
-        there = {path for guess in sure for path, _ in guess.kind.shapes}
-    else:
-        there = {path for guess in found for path, _ in guess.kind.shapes}
-    located = guessed.locate(there, architecture)
+        left_open, known = str(error), [guess for guess in found if guess.sure]
+        guessed = Blueprint([(g.path, g.readings[0].role, g.readings[0].axes) for g in known])
+    paths = (path for guess in known for path, _ in guess.kind.shapes)
+    located = guessed.locate(paths, architecture)
     norms_differ = final_gain_differs(architecture)
     wrong = [
         path
@@ -134,8 +129,7 @@ def inference(model: Any, try_out: bool = False) -> Inference:
         if _alike(rule.roles, norms_differ) != _alike(right[path][0], norms_differ)
         or rule.dims != right[path][1]
     ]
-    decided = sum(guess.sure for guess in found) if left_open or not try_out else len(found)
-    return Inference(decided, len(found), tuple(wrong), left_open)
+    return Inference(len(known), len(found), tuple(wrong), left_open)
 
 
 def _meaning(blueprint: Blueprint, tree: Any, architecture: Architecture) -> dict[str, Any]:
