@@ -199,7 +199,10 @@ def outcome_of_step(subject: Subject, step: str, blueprint: Blueprint) -> str:
     best = subject.dead_at_best(step)
     if not any((dead & ~best[path]).any() for path, dead in subject.dead(step, grown).items()):
         return EXACT_TOO
-    return SILENT if subject.certified(step, grown, blueprint) else CAUGHT
+    if not subject.certified(step, grown, blueprint):
+        return CAUGHT
+    # Units that ReLU holds inactive, experts that are not chosen: they differ with the values.
+    return EXACT_TOO if subject.certified(step, grown, subject.blueprint) else SILENT
 
 
 def _same(one: Any, other: Any) -> bool:
