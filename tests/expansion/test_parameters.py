@@ -307,7 +307,9 @@ def test_a_plan_along_an_axis_that_no_rule_has_is_refused(axis):
     """An axis by a name that growth does not know is left alone, and the model would be as well."""
     rules = growth.Blueprint([(p, r, axes.replace(axis, "width")) for p, r, axes in ONE_MLP.rules])
     plan = growth.grow_to(embed_dim=8, mlp_dim=9)(WIDER.source)
-    with pytest.raises(growth.InputError, match=f"no rule of the blueprint names the axis '{axis}'"):
+    with pytest.raises(
+        growth.InputError, match=f"no rule of the blueprint names the axis '{axis}'"
+    ):
         growth.expand(one_mlp(WIDER.source), plan, key=KEY, blueprint=rules, init="copy")
 
 
