@@ -160,7 +160,7 @@ def presence_table() -> str:
     for verb, table in (("has no", presence.FORBIDDEN), ("has", presence.DEMANDED)):
         for row in table:
             where = {None: "", True: ", in layers", False: ", outside of layers"}[row.in_layers]
-            which = f" along `{row.axis}`" if row.axis else ""
+            which = f" along {' and '.join(f'`{axis}`' for axis in row.axes)}" if row.axes else ""
             of_all = " or ".join(f"`{role}`" for role in row.roles)
             rows.append(f"| {row.words} | {verb} | {of_all}{which}{where} |")
     return "\n".join(rows)

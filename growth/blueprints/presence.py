@@ -21,7 +21,7 @@ class Presence:
       when: whether it does.
       words: why, from the architecture, as a clause.
       in_layers: only in layers, or only outside of them; None for both.
-      axis: only arrays that have this axis.
+      axes: only arrays that have all of these axes.
       beside: it is demanded where there are arrays of all these roles: a part of a model, such as
         one kind of array alone, may lack it.
     """
@@ -30,7 +30,7 @@ class Presence:
     when: Callable[[Architecture], bool]
     words: str
     in_layers: bool | None = None
-    axis: str | None = None
+    axes: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
 
     def concerns(self, roles: Collection[str], axes: Collection[str]) -> bool:
@@ -43,7 +43,7 @@ class Presence:
         return (
             not {*self.roles}.isdisjoint(roles)
             and self.in_layers in (None, "layers" in axes)
-            and (self.axis is None or self.axis in axes)
+            and {*self.axes} <= {*axes}
         )
 
     def found(self, parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -73,9 +73,9 @@ FORBIDDEN = (
     Presence(("branch_gain",), lambda a: not a.branch_gain,
              "branch_gain is False"),
     Presence(("position",), lambda a: a.position != "learned" and a.patches is None,
-             "position is not 'learned'", axis="length"),
+             "position is not 'learned'", axes=("length",)),
     Presence(("unembed",), lambda a: a.tied_embeddings,
-             "tied_embeddings is True", axis="embed"),
+             "tied_embeddings is True", axes=("embed", "vocab")),
 )
 
 _BRANCHES = ("attention_out", "mlp_out")

@@ -42,12 +42,12 @@ TABLE: tuple[Axis, ...] = (
     Axis("kv_heads", "num_kv_heads", "head_addition", True, "group of heads"),
     Axis("group", "num_heads", "head_addition", True, "query of a group", "queries_per_group"),
     Axis("mlp", "mlp_dim", "mlp_expansion", True, "hidden unit of the MLP"),
-    # As many as the stream has dimensions, and not the stream: heads of masked language models,
-    # poolers, embedders of time are arrays of embed_dim by embed_dim.
-    Axis("embed_units", "embed_dim", "hidden_dimension_expansion", False, "unit beside the stream"),
     Axis("v", "v_dim", "heads_expansion", True, "column of a head's values"),
     Axis("qk", "qk_dim", "attention_expansion", True, "column of a head's queries and keys"),
     Axis("embed", "embed_dim", "hidden_dimension_expansion", False, "residual dimension"),
+    # As many as the stream has dimensions, and not the stream: heads of masked language models,
+    # poolers, embedders of time are arrays of embed_dim by embed_dim.
+    Axis("embed_units", "embed_dim", "hidden_dimension_expansion", False, "unit beside the stream"),
 )
 
 BY_NAME: dict[str, Axis] = {axis.name: axis for axis in TABLE}
