@@ -259,7 +259,7 @@ def copy_of(run, workdir):
     return workdir
 
 
-@pytest.mark.parametrize("kind", first(KINDS, *list(KINDS)[::3], *SAMPLE))
+@pytest.mark.parametrize("kind", first(KINDS, *list(KINDS)[::7], *SAMPLE))
 def test_a_damaged_run_is_resumed_from_what_is_whole(kind, run, saved, resumed, tmp_path):
     workdir = copy_of(run, tmp_path / "run")
     KINDS[kind](workdir)
