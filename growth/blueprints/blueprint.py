@@ -9,8 +9,8 @@ A blueprint makes a model that nobody here wrote known to `growth`. It is a list
     ])
 
 `growth.blueprints.notation` explains the notation: also for paths that count as Haiku does, and for
-layers of different kinds. A blueprint is checked against a tree: every
-parameter is matched exactly once, and every shape is what the architecture says.
+layers of different kinds. A blueprint is checked against a tree: every parameter is matched exactly
+once, every shape is what the architecture says, and nothing contradicts it.
 """
 
 import dataclasses
