@@ -84,11 +84,7 @@ class TreeAccount:
     def of_source(self, tree: ParamsLike) -> dict[str, Array]:
         """The arrays of a tree of the smaller model by name."""
         names = dict(self.names)
-        return {
-            names[leaf.path]: leaf.value
-            for leaf in pytrees.leaves(tree)
-            if leaf.path in names and not pytrees.is_empty(leaf.value)
-        }
+        return {names[leaf.path]: leaf.value for leaf in pytrees.arrays(tree) if leaf.path in names}
 
     def of_target(self, tree: ParamsLike) -> dict[str, Array]:
         """The arrays of a tree of the larger model by name.
@@ -96,11 +92,7 @@ class TreeAccount:
         Raises:
           BlueprintError: an array is missing, unknown, or of another shape.
         """
-        arrays = {
-            leaf.name: leaf.value
-            for leaf in pytrees.leaves(tree)
-            if not pytrees.is_empty(leaf.value)
-        }
+        arrays = {leaf.name: leaf.value for leaf in pytrees.arrays(tree)}
         shapes = {array.name: array.layout.shape for array in self}
         given = {name: tuple(array.shape) for name, array in arrays.items()}
         if given != shapes:

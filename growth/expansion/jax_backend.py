@@ -243,12 +243,12 @@ def _mask(view: RoleView, boxes: Sequence[Region]) -> Bool[jax.Array, "..."]:
 
 def _has_places(like: ParamsLike, values: Mapping[str, Any]) -> bool:
     """Whether a tree holds the arrays that are given by path, and no other leaves."""
-    places = {leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)}
+    places = {leaf.path for leaf in pytrees.arrays(like)}
     held = {path for path, value in values.items() if not pytrees.is_empty(value)}
     return held <= places <= set(values)
 
 
 def _in_containers(like: ParamsLike, values: Mapping[str, Any]) -> ParamsLike:
     """The arrays that are given by path, in the containers of a tree that has a place for each."""
-    places = [leaf.path for leaf in pytrees.leaves(like) if not pytrees.is_empty(leaf.value)]
+    places = [leaf.path for leaf in pytrees.arrays(like)]
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in places])

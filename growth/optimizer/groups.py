@@ -95,7 +95,7 @@ def _members(state: OptState, params: ParamsLike) -> dict[str, bool] | None:
         except ValueError:
             return None
 
-    paths = [leaf.path for leaf in pytrees.leaves(params) if not pytrees.is_empty(leaf.value)]
+    paths = [leaf.path for leaf in pytrees.arrays(params)]
     if len(paths) == 1:  # anything is shaped like a single array
         return None
     nodes = jax.tree.leaves(state, is_leaf=lambda node: parts(node) is not None)

@@ -82,11 +82,7 @@ class CodeBase:
 
     def apply(self, architecture: Architecture, tree: Any, inputs: Any) -> Any:
         """The logits, by numpy or JAX as the arrays of the tree are."""
-        arrays = {
-            leaf.name: leaf.value
-            for leaf in pytrees.leaves(tree)
-            if not pytrees.is_empty(leaf.value)
-        }
+        arrays = {leaf.name: leaf.value for leaf in pytrees.arrays(tree)}
         return self.function(architecture, arrays, inputs)
 
     def distinct(self) -> tuple[Any, Architecture]:
